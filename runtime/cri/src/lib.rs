@@ -60,10 +60,10 @@ pub mod handler {
 /// Must be called within a tokio runtime. The path is not looked at before the first call.
 pub fn connect(socket: &Path) -> Channel {
     let socket: PathBuf = socket.to_owned();
-    Endpoint::from_static("http://runtime.invalid").connect_with_connector_lazy(
-        tower::service_fn(move |_: Uri| {
+    Endpoint::from_static("http://runtime.invalid").connect_with_connector_lazy(tower::service_fn(
+        move |_: Uri| {
             let socket = socket.clone();
             async move { UnixStream::connect(socket).await.map(TokioIo::new) }
-        }),
-    )
+        },
+    ))
 }

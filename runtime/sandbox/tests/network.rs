@@ -1,0 +1,141 @@
+//! The pod network, in a node namespace that each test makes for itself. Needs root.
+
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd as _;
+use std::path::Path;
+use std::time::Duration;
+
+use nix::sched::{CloneFlags, unshare};
+use wharf_sandbox::{Network, Range, isolate, netns};
+
+/// Runs `test` on a thread in a fresh node namespace, with a tokio runtime of its own, then checks that the
+/// test left nothing behind.
+fn on_node<F: Future<Output = ()>>(test: impl FnOnce(Network, std::path::PathBuf) -> F + Send) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("ns");
+    std::thread::scope(|scope| {
+        let node = scope.spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let network = Network::open(&path).unwrap();
+                test(network, path.clone()).await;
+                let network = Network::open(&path).unwrap();
+                network.teardown().await.unwrap();
+            });
+        });
+        if let Err(panic) = node.join() {
+            std::panic::resume_unwind(panic);
+        }
+    });
+    assert_eq!(std::fs::read_dir(&path).map_or(0, Iterator::count), 0, "namespaces are left");
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(!mounts.contains(path.to_str().unwrap()), "mounts are left");
+}
+
+fn range() -> Range {
+    "10.128.0.0/17".parse().unwrap()
+}
+
+/// A listener on `address` inside the namespace at `path`; it answers each connection with its peer's address.
+fn serve(path: &Path, address: Ipv4Addr) -> SocketAddr {
+    let listener = netns::within(path, || TcpListener::bind((address, 0))).unwrap();
+    let at = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        while let Ok((mut stream, peer)) = listener.accept() {
+            let _ = stream.write_all(peer.ip().to_string().as_bytes());
+        }
+    });
+    at
+}
+
+fn ask(at: SocketAddr) -> std::io::Result<String> {
+    let mut answer = String::new();
+    TcpStream::connect_timeout(&at, Duration::from_secs(2))?.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+/// As [`ask`], from `source` in the namespace at `path`.
+fn ask_from(path: &Path, source: Ipv4Addr, at: SocketAddr) -> String {
+    netns::within(path, || {
+        use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, socket};
+        let stream = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+        nix::sys::socket::setsockopt(
+            &stream.as_fd(),
+            nix::sys::socket::sockopt::SendTimeout,
+            &nix::sys::time::TimeVal::new(2, 0),
+        )?;
+        let SocketAddr::V4(at) = at else { unreachable!("tests use IPv4") };
+        let raw = std::os::fd::AsRawFd::as_raw_fd(&stream);
+        bind(raw, &SockaddrIn::from(std::net::SocketAddrV4::new(source, 0)))?;
+        connect(raw, &SockaddrIn::from(at))?;
+        let mut answer = String::new();
+        TcpStream::from(stream).read_to_string(&mut answer)?;
+        Ok(answer)
+    })
+    .unwrap()
+}
+
+#[test]
+fn every_pod_reaches_every_other_by_its_own_address() {
+    on_node(|network, _| async move {
+        network.configure(range()).await.unwrap();
+        let (one, two) = (network.attach("one").await.unwrap(), network.attach("two").await.unwrap());
+        let wasm_ns = network.wasm_netns();
+        let (third, fourth) = (network.take_wasm_address().unwrap(), network.take_wasm_address().unwrap());
+        let peers = [
+            (one.netns.clone(), one.address),
+            (two.netns.clone(), two.address),
+            (wasm_ns.clone(), third),
+            (wasm_ns, fourth),
+        ];
+        for (to_ns, to) in &peers {
+            let at = serve(to_ns, *to);
+            assert_eq!(ask(at).unwrap(), network.gateway().unwrap().to_string(), "the node asks {to}");
+            for (from_ns, from) in &peers {
+                assert_eq!(ask_from(from_ns, *from, at), from.to_string(), "{from} asks {to}");
+            }
+        }
+        for pod in [("one", one), ("two", two)] {
+            network.detach(pod.0, Some(pod.1.address)).await.unwrap();
+            network.detach(pod.0, Some(pod.1.address)).await.unwrap(); // a repeat changes nothing
+        }
+    });
+}
+
+#[test]
+fn configuring_again_after_a_restart_changes_nothing() {
+    on_node(|network, dir| async move {
+        network.configure(range()).await.unwrap();
+        let pod = network.attach("kept").await.unwrap();
+        let at = serve(&pod.netns, pod.address);
+        drop(network);
+        let network = Network::open(&dir).unwrap();
+        network.configure(range()).await.unwrap();
+        network.reserve(pod.address);
+        assert_ne!(network.attach("new").await.unwrap().address, pod.address);
+        assert!(ask(at).is_ok(), "the pod still answers");
+        assert!(network.configure("10.200.0.0/17".parse().unwrap()).await.is_err());
+    });
+}
+
+#[test]
+fn a_wasm_guest_reaches_no_loopback_of_its_node() {
+    on_node(|network, dir| async move {
+        let here = dir.join("here");
+        std::fs::create_dir_all(&dir).unwrap();
+        netns::create(&here).unwrap();
+        isolate(&here, Ipv4Addr::new(10, 64, 0, 11), 24).await.unwrap();
+        network.configure(range()).await.unwrap();
+        let node = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let seen = netns::within(&network.wasm_netns(), || {
+            Ok(TcpStream::connect_timeout(&node, Duration::from_secs(1)).is_ok())
+        });
+        assert!(!seen.unwrap(), "the wasm namespace has its own loopback");
+        let bound = netns::within(&network.wasm_netns(), || {
+            Ok(TcpListener::bind((network.gateway().unwrap(), 0)).is_ok())
+        });
+        assert!(!bound.unwrap(), "an address of the node is not the namespace's");
+    });
+}
