@@ -122,11 +122,9 @@ fn configuring_again_after_a_restart_changes_nothing() {
 
 #[test]
 fn a_wasm_guest_reaches_no_loopback_of_its_node() {
-    on_node(|network, dir| async move {
-        let here = dir.join("here");
-        std::fs::create_dir_all(&dir).unwrap();
-        netns::create(&here).unwrap();
-        isolate(&here, Ipv4Addr::new(10, 64, 0, 11), 24).await.unwrap();
+    on_node(|network, _| async move {
+        let here = format!("/proc/self/task/{}/ns/net", nix::unistd::gettid());
+        isolate(Path::new(&here), Ipv4Addr::new(10, 64, 0, 11), 24).await.unwrap();
         network.configure(range()).await.unwrap();
         let node = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let seen = netns::within(&network.wasm_netns(), || {
