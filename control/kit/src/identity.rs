@@ -1,0 +1,441 @@
+//! TLS identities: a cluster's CA, the certificates it issues, and who a certificate says its holder is.
+//!
+//! Users are told by their client certificate as in Kubernetes: the common name is the user, each
+//! organization is a group. Keys are ECDSA P-256, certificates X.509 v3, cryptography is *ring*.
+
+use std::fs;
+use std::io::{self, Write};
+use std::net::IpAddr;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, SanType,
+};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+/// Ten years, as kubeadm gives its CA.
+const CA_VALIDITY: Duration = DAY.saturating_mul(3650);
+/// One year, as kubeadm gives the certificates it issues.
+const LEAF_VALIDITY: Duration = DAY.saturating_mul(365);
+/// Certificates start in the past by this much, for peers whose clock is behind.
+const BACKDATE: Duration = Duration::from_secs(5 * 60);
+
+/// As many organizations as a certificate of rcgen can carry (see `params`).
+const MAX_GROUPS: usize = 2;
+
+/// The application protocols of an HTTPS server or client that speaks HTTP/2 and HTTP/1.1.
+pub const ALPN_HTTP: &[&[u8]] = &[b"h2", b"http/1.1"];
+/// As [`ALPN_HTTP`] without HTTP/2, for servers whose requests upgrade the connection.
+pub const ALPN_HTTP1: &[&[u8]] = &[b"http/1.1"];
+
+/// Why an identity could not be made, read or used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("could not make the certificate for {subject}")]
+    Issue {
+        subject: String,
+        #[source]
+        cause: rcgen::Error,
+    },
+    #[error("{user} cannot be in {count} groups: a certificate names {MAX_GROUPS} at most")]
+    TooManyGroups { user: String, count: usize },
+    #[error("the CA's certificate and key cannot be used")]
+    BadCa(#[source] rcgen::Error),
+    #[error("{what} is not valid PEM")]
+    Pem {
+        what: &'static str,
+        #[source]
+        cause: rustls_pki_types::pem::Error,
+    },
+    #[error("the PEM text holds no certificate")]
+    NoCertificate,
+    #[error("TLS refuses this certificate, key or CA")]
+    Tls(#[source] rustls::Error),
+    #[error("TLS refuses this client CA")]
+    ClientCa(#[source] rustls::server::VerifierBuilderError),
+    #[error("the peer's certificate cannot be read")]
+    Unreadable,
+    #[error("the peer's certificate has no common name")]
+    Nameless,
+    #[error("could not read {path}")]
+    Read {
+        path: PathBuf,
+        #[source]
+        cause: io::Error,
+    },
+    #[error("could not write {path}")]
+    Write {
+        path: PathBuf,
+        #[source]
+        cause: io::Error,
+    },
+}
+
+/// A certificate authority: its certificate and the key that signs.
+pub struct Ca {
+    cert_pem: String,
+    key_pem: String,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl Ca {
+    /// Makes a new self-signed CA, valid for ten years.
+    pub fn generate(common_name: &str) -> Result<Self, Error> {
+        let failed = issue_error(common_name);
+        let key = KeyPair::generate().map_err(&failed)?;
+        let mut params = params(common_name, &[], CA_VALIDITY);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages =
+            vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+        let cert_pem = params.self_signed(&key).map_err(&failed)?.pem();
+        let key_pem = key.serialize_pem();
+        Ok(Self { cert_pem, key_pem, issuer: Issuer::new(params, key) })
+    }
+
+    /// Takes up a CA from its PEM texts, as [`Ca::cert_pem`] and [`Ca::key_pem`] gave them.
+    pub fn load(cert_pem: &str, key_pem: &str) -> Result<Self, Error> {
+        let key = KeyPair::from_pem(key_pem).map_err(Error::BadCa)?;
+        let issuer = Issuer::from_ca_cert_pem(cert_pem, key).map_err(Error::BadCa)?;
+        Ok(Self { cert_pem: cert_pem.to_owned(), key_pem: key_pem.to_owned(), issuer })
+    }
+
+    /// Reads the CA from two files; makes it, and writes them, if neither exists.
+    pub fn load_or_generate(cert: &Path, key: &Path, common_name: &str) -> Result<Self, Error> {
+        if cert.exists() || key.exists() {
+            return Self::load(&read(cert)?, &read(key)?);
+        }
+        let ca = Self::generate(common_name)?;
+        // The key first: a certificate without its key would be taken for a damaged CA for ever, and a
+        // key alone is reported as such too, but only if we die between two adjacent renames.
+        write_private(key, ca.key_pem.as_bytes())?;
+        write_public(cert, ca.cert_pem.as_bytes())?;
+        Ok(ca)
+    }
+
+    /// The CA's certificate, PEM: what clients trust.
+    pub fn cert_pem(&self) -> &str {
+        &self.cert_pem
+    }
+
+    /// The CA's private key, PEM (PKCS #8).
+    pub fn key_pem(&self) -> &str {
+        &self.key_pem
+    }
+
+    /// Issues a server certificate. Each of `names` is an IP address or a DNS name.
+    pub fn server<S: AsRef<str>>(&self, common_name: &str, names: &[S]) -> Result<Pair, Error> {
+        self.issue(common_name, &[] as &[&str], names, &[ExtendedKeyUsagePurpose::ServerAuth])
+    }
+
+    /// Issues a client certificate for `user`, a member of `groups` (at most two).
+    pub fn client<S: AsRef<str>>(&self, user: &str, groups: &[S]) -> Result<Pair, Error> {
+        self.issue(user, groups, &[] as &[&str], &[ExtendedKeyUsagePurpose::ClientAuth])
+    }
+
+    /// Issues a certificate that serves at `names` and is also the client `user` of `groups`: a node's.
+    pub fn peer<G: AsRef<str>, N: AsRef<str>>(
+        &self,
+        user: &str,
+        groups: &[G],
+        names: &[N],
+    ) -> Result<Pair, Error> {
+        self.issue(
+            user,
+            groups,
+            names,
+            &[ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth],
+        )
+    }
+
+    fn issue<G: AsRef<str>, N: AsRef<str>>(
+        &self,
+        user: &str,
+        groups: &[G],
+        names: &[N],
+        uses: &[ExtendedKeyUsagePurpose],
+    ) -> Result<Pair, Error> {
+        let failed = issue_error(user);
+        let groups: Vec<&str> = groups.iter().map(AsRef::as_ref).collect();
+        if groups.len() > MAX_GROUPS {
+            return Err(Error::TooManyGroups { user: user.to_owned(), count: groups.len() });
+        }
+        let mut params = params(user, &groups, LEAF_VALIDITY);
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
+        params.extended_key_usages = uses.to_vec();
+        params.use_authority_key_identifier_extension = true;
+        for name in names {
+            params.subject_alt_names.push(match name.as_ref().parse::<IpAddr>() {
+                Ok(address) => SanType::IpAddress(address),
+                Err(_) => SanType::DnsName(name.as_ref().try_into().map_err(&failed)?),
+            });
+        }
+        let key = KeyPair::generate().map_err(&failed)?;
+        let cert = params.signed_by(&key, &self.issuer).map_err(&failed)?;
+        Ok(Pair { cert_pem: cert.pem(), key_pem: key.serialize_pem() })
+    }
+}
+
+fn issue_error(subject: &str) -> impl Fn(rcgen::Error) -> Error {
+    let subject = subject.to_owned();
+    move |cause| Error::Issue { subject: subject.clone(), cause }
+}
+
+fn params(common_name: &str, groups: &[&str], validity: Duration) -> CertificateParams {
+    let mut subject = DistinguishedName::new();
+    subject.push(DnType::CommonName, common_name);
+    let mut params = CertificateParams::default();
+    // rcgen keeps one value for each attribute type; the same type under its number is a second one.
+    let types = [DnType::OrganizationName, DnType::CustomDnType(vec![2, 5, 4, 10])];
+    for (kind, group) in types.into_iter().zip(groups) {
+        subject.push(kind, *group);
+    }
+    params.distinguished_name = subject;
+    let now = SystemTime::now();
+    params.not_before = (now - BACKDATE).into();
+    params.not_after = (now + validity).into();
+    params
+}
+
+/// A certificate with its private key, both PEM.
+#[derive(Clone)]
+pub struct Pair {
+    /// The certificate, leaf first if there are several.
+    pub cert_pem: String,
+    /// The private key, PKCS #8.
+    pub key_pem: String,
+}
+
+impl std::fmt::Debug for Pair {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("Pair").field("cert_pem", &self.cert_pem).finish_non_exhaustive()
+    }
+}
+
+impl Pair {
+    /// Reads both from files.
+    pub fn load(cert: &Path, key: &Path) -> Result<Self, Error> {
+        Ok(Self { cert_pem: read(cert)?, key_pem: read(key)? })
+    }
+
+    /// Writes both to files; the key's is readable by its owner alone. Each file is whole or untouched.
+    pub fn save(&self, cert: &Path, key: &Path) -> Result<(), Error> {
+        write_private(key, self.key_pem.as_bytes())?;
+        write_public(cert, self.cert_pem.as_bytes())
+    }
+
+    /// How long the first certificate is still valid; `None` if it expired or cannot be read.
+    pub fn remaining(&self) -> Option<Duration> {
+        let der = certificates(&self.cert_pem).ok()?;
+        let (_, cert) = x509_parser::parse_x509_certificate(der.first()?).ok()?;
+        cert.validity().time_to_expiration()?.try_into().ok()
+    }
+}
+
+/// What a server asks of its clients' certificates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientAuth<'a> {
+    /// Clients show none.
+    None,
+    /// A client may show one; if it does, this CA (PEM) must have signed it.
+    Optional(&'a str),
+    /// A client must show one that this CA (PEM) signed.
+    Required(&'a str),
+}
+
+/// The TLS configuration of a server.
+pub fn server_config(
+    pair: &Pair,
+    clients: ClientAuth<'_>,
+    alpn: &[&[u8]],
+) -> Result<Arc<ServerConfig>, Error> {
+    let builder = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
+    let builder = builder.map_err(Error::Tls)?;
+    let verifier =
+        |ca: &str| Ok(WebPkiClientVerifier::builder_with_provider(Arc::new(roots(ca)?), provider()));
+    let builder = match clients {
+        ClientAuth::None => builder.with_no_client_auth(),
+        ClientAuth::Optional(ca) => builder.with_client_cert_verifier(
+            verifier(ca)?.allow_unauthenticated().build().map_err(Error::ClientCa)?,
+        ),
+        ClientAuth::Required(ca) => {
+            builder.with_client_cert_verifier(verifier(ca)?.build().map_err(Error::ClientCa)?)
+        }
+    };
+    let mut config = builder
+        .with_single_cert(certificates(&pair.cert_pem)?, private_key(&pair.key_pem)?)
+        .map_err(Error::Tls)?;
+    config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
+    Ok(Arc::new(config))
+}
+
+/// The TLS configuration of a client that trusts `ca_pem` alone, and shows `pair` if it has one.
+pub fn client_config(ca_pem: &str, pair: Option<&Pair>, alpn: &[&[u8]]) -> Result<Arc<ClientConfig>, Error> {
+    let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
+    let builder = builder.map_err(Error::Tls)?.with_root_certificates(roots(ca_pem)?);
+    let mut config = match pair {
+        None => builder.with_no_client_auth(),
+        Some(pair) => builder
+            .with_client_auth_cert(certificates(&pair.cert_pem)?, private_key(&pair.key_pem)?)
+            .map_err(Error::Tls)?,
+    };
+    config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
+    Ok(Arc::new(config))
+}
+
+fn provider() -> Arc<rustls::crypto::CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+fn roots(ca_pem: &str) -> Result<RootCertStore, Error> {
+    let mut roots = RootCertStore::empty();
+    for cert in certificates(ca_pem)? {
+        roots.add(cert).map_err(Error::Tls)?;
+    }
+    Ok(roots)
+}
+
+/// All certificates of a PEM text, in its order. An error if there is none.
+pub fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, Error> {
+    let found = CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<Vec<_>, _>>();
+    let found = found.map_err(|cause| Error::Pem { what: "the certificate", cause })?;
+    if found.is_empty() { Err(Error::NoCertificate) } else { Ok(found) }
+}
+
+/// The private key of a PEM text.
+pub fn private_key(pem: &str) -> Result<PrivateKeyDer<'static>, Error> {
+    PrivateKeyDer::from_pem_slice(pem.as_bytes())
+        .map_err(|cause| Error::Pem { what: "the private key", cause })
+}
+
+/// Who the holder of a verified client certificate is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// The certificate's common name.
+    pub user: String,
+    /// The certificate's organizations, in its order.
+    pub groups: Vec<String>,
+}
+
+/// Reads user and groups from a certificate (DER) that TLS has verified already.
+pub fn peer_identity(der: &[u8]) -> Result<Peer, Error> {
+    let (_, cert) = x509_parser::parse_x509_certificate(der).map_err(|_| Error::Unreadable)?;
+    let subject = cert.subject();
+    let text = |attribute: &x509_parser::x509::AttributeTypeAndValue<'_>| {
+        attribute.as_str().map(str::to_owned).map_err(|_| Error::Unreadable)
+    };
+    let user = subject.iter_common_name().next().ok_or(Error::Nameless).and_then(text)?;
+    let groups = subject.iter_organization().map(text).collect::<Result<_, _>>()?;
+    Ok(Peer { user, groups })
+}
+
+/// Writes a file that only its owner may read (0600). It is there whole, on disk, or as it was before.
+pub fn write_private(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    write_atomically(path, bytes, 0o600).map_err(|cause| Error::Write { path: path.to_owned(), cause })
+}
+
+/// As [`write_private`], for a file that all may read (0644).
+pub fn write_public(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    write_atomically(path, bytes, 0o644).map_err(|cause| Error::Write { path: path.to_owned(), cause })
+}
+
+fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let name = path.file_name().ok_or_else(|| io::Error::other("the path names no file"))?;
+    // Unpredictable and created exclusively, so that nobody can have put a link in its place.
+    let temporary = folder.join(format!(".{}.{:016x}", name.to_string_lossy(), rand::random::<u64>()));
+    let written = (|| {
+        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)?;
+        fs::File::open(folder)?.sync_all()
+    })();
+    if written.is_err() {
+        let _ = fs::remove_file(&temporary); // it may not exist; the first error is the one to report
+    }
+    written
+}
+
+fn read(path: &Path) -> Result<String, Error> {
+    fs::read_to_string(path).map_err(|cause| Error::Read { path: path.to_owned(), cause })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+    /// Connects a client to a server at `127.0.0.1` and returns who the server thinks the client is.
+    async fn meet(server: Arc<ServerConfig>, client: Arc<ClientConfig>) -> Result<Option<Peer>, String> {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let served = tokio::spawn(async move {
+            let (socket, _) = listener.accept().await.unwrap();
+            let mut tls = TlsAcceptor::from(server).accept(socket).await.map_err(|e| e.to_string())?;
+            tls.write_all(b"x").await.map_err(|e| e.to_string())?;
+            let certs = tls.get_ref().1.peer_certificates();
+            Ok(certs.map(|certs| peer_identity(&certs[0]).unwrap()))
+        });
+        let socket = tokio::net::TcpStream::connect(address).await.unwrap();
+        let name = rustls_pki_types::ServerName::IpAddress(address.ip().into());
+        let mut tls = TlsConnector::from(client).connect(name, socket).await.map_err(|e| e.to_string())?;
+        let mut byte = [0];
+        let read = tls.read_exact(&mut byte).await.map_err(|e| e.to_string());
+        let peer = served.await.unwrap();
+        read.and(peer)
+    }
+
+    #[tokio::test]
+    async fn a_server_learns_user_and_groups_of_its_client() {
+        let ca = Ca::generate("test-ca").unwrap();
+        let ca = Ca::load(ca.cert_pem(), ca.key_pem()).unwrap(); // what was saved issues as before
+        let pair = ca.server("wharf", &["127.0.0.1", "kubernetes.default.svc"]).unwrap();
+        let user = ca.client("system:node:n1", &["system:nodes", "system:masters"]).unwrap();
+        for auth in [ClientAuth::Optional(ca.cert_pem()), ClientAuth::Required(ca.cert_pem())] {
+            let server = server_config(&pair, auth, ALPN_HTTP).unwrap();
+            let client = client_config(ca.cert_pem(), Some(&user), ALPN_HTTP).unwrap();
+            let peer = meet(server, client).await.unwrap().expect("shown");
+            assert_eq!(peer.user, "system:node:n1");
+            assert_eq!(peer.groups, ["system:nodes", "system:masters"]);
+        }
+        assert!(pair.remaining().unwrap() > DAY * 360);
+    }
+
+    #[tokio::test]
+    async fn strangers_are_refused_and_the_nameless_only_where_a_name_is_required() {
+        let ca = Ca::generate("test-ca").unwrap();
+        let other = Ca::generate("other-ca").unwrap();
+        let pair = ca.server("wharf", &["127.0.0.1"]).unwrap();
+        let stranger = other.client("kubernetes-admin", &["system:masters"]).unwrap();
+        let optional = server_config(&pair, ClientAuth::Optional(ca.cert_pem()), ALPN_HTTP).unwrap();
+        let required = server_config(&pair, ClientAuth::Required(ca.cert_pem()), ALPN_HTTP).unwrap();
+        let anonymous = client_config(ca.cert_pem(), None, ALPN_HTTP).unwrap();
+        let foreign = client_config(ca.cert_pem(), Some(&stranger), ALPN_HTTP).unwrap();
+        assert_eq!(meet(optional.clone(), anonymous.clone()).await, Ok(None));
+        assert!(meet(required, anonymous).await.is_err());
+        assert!(meet(optional.clone(), foreign).await.is_err());
+        let distrusting = client_config(other.cert_pem(), None, ALPN_HTTP).unwrap();
+        assert!(meet(optional, distrusting).await.is_err());
+    }
+
+    #[test]
+    fn saved_keys_are_for_their_owner_alone_and_load_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let (cert, key) = (folder.path().join("ca.crt"), folder.path().join("ca.key"));
+        let made = Ca::load_or_generate(&cert, &key, "test-ca").unwrap();
+        let loaded = Ca::load_or_generate(&cert, &key, "test-ca").unwrap();
+        assert_eq!((made.cert_pem(), made.key_pem()), (loaded.cert_pem(), loaded.key_pem()));
+        assert_eq!(fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "no temporary file is left");
+    }
+}

@@ -1,0 +1,249 @@
+//! Lists and watches one kind into a [`Store`].
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use http::Request;
+use http_body_util::BodyExt;
+use kube::client::Body;
+use kube::core::Status;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use tracing::{debug, warn};
+
+use super::{Filter, Key, Store, View};
+use crate::chain;
+
+/// Objects per page of a list: as client-go's reflector asks.
+const PAGE: u32 = 500;
+/// The server ends a watch after a time between these, so that watches spread over servers and over time.
+const WATCH_SECONDS: std::ops::Range<u32> = 1800..3600;
+const BACK_OFF_FIRST: Duration = Duration::from_millis(50);
+const BACK_OFF_LAST: Duration = Duration::from_secs(10);
+
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error("the revision is gone")]
+    Gone,
+    #[error("the API server refused")]
+    Refused(#[source] Box<Status>),
+    #[error("the API server did not answer")]
+    Request(#[source] kube::Error),
+    #[error("the answer broke off")]
+    Body(#[source] kube::Error),
+    #[error("the answer is not understood")]
+    Decode(#[source] serde_json::Error),
+}
+
+#[derive(Deserialize)]
+struct List<'a> {
+    #[serde(default)]
+    metadata: ListMeta,
+    #[serde(borrow, default)]
+    items: Option<Vec<&'a RawValue>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct ListMeta {
+    resource_version: String,
+    r#continue: String,
+}
+
+#[derive(Deserialize)]
+struct Event<'a> {
+    r#type: &'a str,
+    #[serde(borrow)]
+    object: &'a RawValue,
+}
+
+#[derive(Deserialize)]
+struct Bookmark {
+    metadata: ListMeta,
+}
+
+/// Feeds `store` until dropped.
+pub(super) async fn run<T: View>(client: kube::Client, filter: Filter, store: Store<T>) {
+    let reflector = Reflector { client, path: T::KIND.path(&filter.namespace), filter, store };
+    let mut from: Option<String> = None;
+    let mut pause = BACK_OFF_FIRST;
+    loop {
+        let result = match &mut from {
+            None => reflector.list().await.map(|revision| from = Some(revision)),
+            Some(revision) => reflector.watch(revision, &mut pause).await,
+        };
+        let Err(error) = result else { continue };
+        if matches!(error, Error::Gone) {
+            debug!(kind = T::KIND.kind, "revision is gone: listing afresh");
+            from = None;
+            // Straight on the first time; a server that forgets at once must not be hammered.
+            if pause == BACK_OFF_FIRST {
+                pause *= 2;
+                continue;
+            }
+        } else {
+            warn!(kind = T::KIND.kind, error = chain(&error), "list or watch failed");
+        }
+        let jitter = rand::random_range(0.5..1.0);
+        tokio::time::sleep(pause.mul_f64(jitter)).await;
+        pause = (pause * 2).min(BACK_OFF_LAST);
+    }
+}
+
+struct Reflector<T> {
+    client: kube::Client,
+    path: String,
+    filter: Filter,
+    store: Store<T>,
+}
+
+impl<T: View> Reflector<T> {
+    /// Reads all pages into the store; returns the revision to watch from.
+    async fn list(&self) -> Result<String, Error> {
+        let mut objects = BTreeMap::new();
+        let mut token = String::new();
+        loop {
+            let page = PAGE.to_string();
+            let body = self.ask(&[("limit", &page), ("continue", &token)]).await?;
+            let bytes = body.collect().await.map_err(Error::Body)?.to_bytes();
+            let list: List<'_> = serde_json::from_slice(&bytes).map_err(Error::Decode)?;
+            for item in list.items.unwrap_or_default() {
+                if let Some((key, object)) = decode::<T>(item) {
+                    objects.insert(key, object);
+                }
+            }
+            if list.metadata.r#continue.is_empty() {
+                let revision = list.metadata.resource_version;
+                self.store.replace(objects, revision.parse().unwrap_or(0));
+                return Ok(revision);
+            }
+            token = list.metadata.r#continue;
+        }
+    }
+
+    /// Follows one watch to its end. `revision` moves with each event, so that the next watch goes on there.
+    async fn watch(&self, revision: &mut String, pause: &mut Duration) -> Result<(), Error> {
+        let seconds = rand::random_range(WATCH_SECONDS).to_string();
+        let mut body = self
+            .ask(&[
+                ("watch", "true"),
+                ("allowWatchBookmarks", "true"),
+                ("timeoutSeconds", &seconds),
+                ("resourceVersion", revision),
+            ])
+            .await?;
+        let mut buffer = BytesMut::new();
+        let mut scanned = 0; // bytes of `buffer` known to hold no line end
+        let mut events = 0_u64;
+        while let Some(frame) = body.frame().await {
+            let Ok(bytes) = frame.map_err(Error::Body)?.into_data() else { continue };
+            buffer.extend_from_slice(&bytes);
+            while let Some(end) = buffer[scanned..].iter().position(|byte| *byte == b'\n') {
+                let line = buffer.split_to(scanned + end + 1);
+                scanned = 0;
+                if !line.trim_ascii().is_empty() {
+                    self.event(&line, revision)?;
+                    events += 1;
+                    *pause = BACK_OFF_FIRST;
+                }
+            }
+            scanned = buffer.len();
+            if buffer.is_empty() && buffer.capacity() > 256 * 1024 {
+                buffer = BytesMut::new(); // one large object must not be paid for ever
+            }
+        }
+        if events == 0 {
+            // A server or a proxy that ends watches at once must not be asked in a tight loop.
+            tokio::time::sleep(*pause).await;
+            *pause = (*pause * 2).min(BACK_OFF_LAST);
+        }
+        Ok(())
+    }
+
+    fn event(&self, line: &[u8], revision: &mut String) -> Result<(), Error> {
+        let event: Event<'_> = serde_json::from_slice(line).map_err(Error::Decode)?;
+        match event.r#type {
+            "ADDED" | "MODIFIED" | "DELETED" => {
+                let Some((key, object)) = decode::<T>(event.object) else { return Ok(()) };
+                *revision = object.meta().resource_version.to_string();
+                let at = object.meta().revision();
+                self.store.set(&key, (event.r#type != "DELETED").then_some(object), at);
+                Ok(())
+            }
+            "BOOKMARK" => {
+                let bookmark: Bookmark = serde_json::from_str(event.object.get()).map_err(Error::Decode)?;
+                self.store.advance(bookmark.metadata.resource_version.parse().unwrap_or(0));
+                *revision = bookmark.metadata.resource_version;
+                Ok(())
+            }
+            _ => {
+                let status: Status = serde_json::from_str(event.object.get()).map_err(Error::Decode)?;
+                Err(refused(status))
+            }
+        }
+    }
+
+    async fn ask(&self, parameters: &[(&str, &str)]) -> Result<Body, Error> {
+        let mut uri = self.path.clone();
+        let selectors =
+            [("labelSelector", self.filter.labels.as_str()), ("fieldSelector", self.filter.fields.as_str())];
+        let mut mark = '?';
+        for (name, value) in
+            parameters.iter().copied().chain(selectors).filter(|(_, value)| !value.is_empty())
+        {
+            uri.push(mark);
+            uri.push_str(name);
+            uri.push('=');
+            encode(&mut uri, value);
+            mark = '&';
+        }
+        let request =
+            Request::get(uri).header("accept", "application/json").header("accept-encoding", "identity");
+        let request =
+            request.body(Body::empty()).map_err(|cause| Error::Request(kube::Error::HttpError(cause)))?;
+        let response = self.client.send(request).await.map_err(Error::Request)?;
+        let code = response.status();
+        if code.is_success() {
+            return Ok(response.into_body());
+        }
+        let bytes = response.into_body().collect().await.map_err(Error::Body)?.to_bytes();
+        let status = serde_json::from_slice(&bytes).unwrap_or_else(|_| {
+            let text = String::from_utf8_lossy(&bytes);
+            Status::failure(&text, code.canonical_reason().unwrap_or_default()).with_code(code.as_u16())
+        });
+        Err(refused(status))
+    }
+}
+
+fn refused(status: Status) -> Error {
+    if status.code == 410 { Error::Gone } else { Error::Refused(Box::new(status)) }
+}
+
+/// One object; what cannot be decoded is logged and left out, so that it harms no other.
+fn decode<T: View>(raw: &RawValue) -> Option<(Key, Arc<T>)> {
+    match serde_json::from_str::<T>(raw.get()) {
+        Ok(mut object) => {
+            object.prepare();
+            Some((object.meta().key(), Arc::new(object)))
+        }
+        Err(error) => {
+            let start: String = raw.get().chars().take(200).collect();
+            warn!(kind = T::KIND.kind, error = chain(&error), object = start, "object is not understood");
+            None
+        }
+    }
+}
+
+/// Percent-encodes a query value.
+fn encode(out: &mut String, value: &str) {
+    use std::fmt::Write;
+    for byte in value.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~,/".contains(&byte) {
+            out.push(byte as char);
+        } else {
+            let _ = write!(out, "%{byte:02X}"); // writing to a String cannot fail
+        }
+    }
+}
