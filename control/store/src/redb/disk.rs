@@ -1,0 +1,185 @@
+//! The open database, and how it is opened again.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use ::redb::backends::FileBackend;
+use ::redb::{
+    Builder, CommitError, Database, DatabaseError, ReadTransaction, ReadableDatabase, StorageError,
+    TableError, TransactionError, WriteTransaction,
+};
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+
+use crate::{Error, Revision};
+
+/// redb's page cache. Small: the API server's reads are served from the watch cache before it, and the
+/// kernel's page cache lies behind it.
+const PAGE_CACHE: usize = 16 << 20;
+
+pub(super) type Cause = Arc<dyn std::error::Error + Send + Sync>;
+
+/// Why a transaction was not done.
+pub(super) enum Failed {
+    /// It must not be: the caller's error.
+    Refused(Error),
+    /// It could not be: the database is to be opened again.
+    Broken(Cause),
+}
+
+/// Opens the database; whether that is after a failed disk call.
+pub(super) type Open = Box<dyn Fn(bool) -> Result<Database, Cause> + Send + Sync>;
+
+pub(super) struct Disk {
+    open: Open,
+    slot: RwLock<Slot>,
+    newest: AtomicU64,
+}
+
+struct Slot {
+    /// Counts the openings, so that who saw a failure does not close what was opened since.
+    generation: u64,
+    /// `None` before the first opening, after the last, and while it cannot be opened.
+    database: Option<Database>,
+}
+
+impl Disk {
+    pub(super) fn new(open: Open) -> Self {
+        Self { open, slot: RwLock::new(Slot { generation: 0, database: None }), newest: AtomicU64::new(0) }
+    }
+
+    /// The revision of the last durable commit.
+    pub(super) fn newest(&self) -> Revision {
+        Revision(self.newest.load(Ordering::Acquire))
+    }
+
+    pub(super) fn set_newest(&self, revision: Revision) {
+        self.newest.store(revision.0, Ordering::Release);
+    }
+
+    pub(super) fn generation(&self) -> u64 {
+        self.shared().generation
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        self.shared().database.is_some()
+    }
+
+    /// Runs `look` on a snapshot, and tells from which opening it was.
+    pub(super) fn read<T>(
+        &self,
+        look: impl Fn(&ReadTransaction) -> Result<T, Failed>,
+    ) -> (u64, Result<T, Failed>) {
+        let slot = self.shared();
+        let generation = slot.generation;
+        let began = slot.database.as_ref().ok_or_else(closed).and_then(|database| Ok(database.begin_read()?));
+        drop(slot); // a long read keeps nobody from opening the file again
+        (generation, began.and_then(|txn| look(&txn)))
+    }
+
+    /// Begins a transaction. Only the writer thread does, so it does not wait for another.
+    pub(super) fn begin_write(&self) -> Result<WriteTransaction, Failed> {
+        let slot = self.shared();
+        let mut txn = slot.database.as_ref().ok_or_else(closed)?.begin_write()?;
+        txn.set_quick_repair(true);
+        Ok(txn)
+    }
+
+    /// Closes the database, if it is open, and opens it. No write transaction may be alive.
+    pub(super) fn reopen(&self) -> Result<(), Cause> {
+        let mut slot = self.alone();
+        let again = slot.generation > 0;
+        // Its error would be the one that brought us here; reads that still run end with an error.
+        drop(slot.database.take());
+        slot.generation += 1;
+        slot.database = Some((self.open)(again)?);
+        Ok(())
+    }
+
+    pub(super) fn close(&self) {
+        drop(self.alone().database.take());
+    }
+
+    fn shared(&self) -> RwLockReadGuard<'_, Slot> {
+        // A panic under the lock leaves the slot empty or whole.
+        self.slot.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn alone(&self) -> RwLockWriteGuard<'_, Slot> {
+        self.slot.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+pub(super) fn settings() -> Builder {
+    let mut builder = Builder::new();
+    builder.set_cache_size(PAGE_CACHE);
+    builder
+}
+
+/// Opens the database in a file.
+pub(super) fn file(path: PathBuf) -> Open {
+    Box::new(move |again| {
+        open_file(&path, again).map_err(|cause| Arc::new(AtPath { path: path.clone(), cause }) as Cause)
+    })
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {cause}", path.display())]
+struct AtPath {
+    path: PathBuf,
+    cause: DatabaseError,
+}
+
+fn open_file(path: &Path, again: bool) -> Result<Database, DatabaseError> {
+    let options = || {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).mode(0o600);
+        options
+    };
+    if !again && !path.exists() {
+        // Made under another name, so that a crash while it is made leaves no half store.
+        let unfinished = path.with_added_extension("new");
+        let file = options().create(true).truncate(false).open(&unfinished)?;
+        file.try_lock().map_err(std::io::Error::from)?;
+        // Whoever makes the store renames it under this lock: so now it is there, or ours to make.
+        if !path.exists() {
+            file.set_len(0)?; // what a crash may have left
+            let database = settings().create_with_backend(FileBackend::new(file)?)?;
+            std::fs::rename(&unfinished, path)?;
+            let folder =
+                path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            File::open(folder)?.sync_all()?; // the file is durable only when its name is
+            return Ok(database);
+        }
+    }
+    let file = options().open(path)?;
+    if again {
+        // After a failed sync Linux calls the pages clean that it could not write. Forget them, so that we
+        // read what the disk has, not what it should have had.
+        posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).map_err(std::io::Error::from)?;
+    }
+    settings().create_with_backend(FileBackend::new(file)?)
+}
+
+fn closed() -> Failed {
+    Failed::Broken(Arc::new(StorageError::DatabaseClosed))
+}
+
+impl From<Error> for Failed {
+    fn from(error: Error) -> Self {
+        Self::Refused(error)
+    }
+}
+
+macro_rules! broken {
+    ($($cause:ty),*) => {$(
+        impl From<$cause> for Failed {
+            fn from(cause: $cause) -> Self {
+                Self::Broken(Arc::new(cause))
+            }
+        }
+    )*};
+}
+broken!(StorageError, TableError, TransactionError, CommitError);
