@@ -1,1 +1,91 @@
-//! Placeholder.
+//! The CRI v1 server of a node: `wharf shim`.
+//!
+//! Enter at [`run`], which serves until its token is cancelled and leaves every container running: a shim
+//! that starts again finds wasm host, monitors, containers and namespaces by its state directory.
+//!
+//! - `service` translates CRI's messages; it decides nothing;
+//! - `sandboxes` and `containers` are what can be done, on the [`shim::Shim`] that they all share;
+//! - `spec` turns CRI's configs into what a runtime is told, one function per runtime;
+//! - two tasks take the ends of containers, from the wasm host and from the OCI monitors, write them down and
+//!   publish them as CRI events;
+//! - `streaming` serves the streams that CRI promises by URL.
+
+mod containers;
+mod error;
+mod events;
+mod record;
+mod sandboxes;
+mod service;
+mod shim;
+mod spec;
+mod stats;
+mod streaming;
+mod users;
+mod view;
+
+use std::path::PathBuf;
+
+use tokio::net::UnixListener;
+use tokio_stream::wrappers::UnixListenerStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+use wharf_cri::v1::image_service_server::ImageServiceServer;
+use wharf_cri::v1::runtime_service_server::RuntimeServiceServer;
+use wharf_image::RegistriesConfig;
+
+pub use error::Error;
+
+/// Where a shim lives.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The unix socket that CRI is served on. A file left there is replaced.
+    pub socket: PathBuf,
+    /// What outlives a boot: images and compiled code.
+    pub root: PathBuf,
+    /// What does not: records, namespaces, sockets.
+    pub state: PathBuf,
+    /// The cgroup below which the containers of pods that name none go, for example `/wharf`.
+    pub cgroup_parent: String,
+    pub registries: RegistriesConfig,
+}
+
+/// Serves CRI until `stop` is cancelled. Running containers are left as they are.
+///
+/// # Errors
+/// What kept it from starting.
+pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
+    let socket = config.socket.clone();
+    let shim = shim::Shim::open(config, stop.clone()).await?;
+    let listener = bind(&socket)
+        .map_err(|cause| Error::Start { what: format!("listen on {}", socket.display()), cause })?;
+    tracing::info!(socket = %socket.display(), "serving CRI");
+    let service = service::Service::new(shim.clone());
+    let served = Server::builder()
+        .add_service(RuntimeServiceServer::new(service.clone()))
+        .add_service(ImageServiceServer::new(service))
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop.cancelled_owned())
+        .await;
+    let _ = std::fs::remove_file(&socket);
+    served.map_err(|cause| Error::Start { what: "serve CRI".to_owned(), cause: std::io::Error::other(cause) })
+}
+
+/// The runtime handlers on offer; the empty one is the default. `wasmtime` is the name that other shims use.
+const HANDLERS: [&str; 4] = ["", wharf_cri::handler::OCI, wharf_cri::handler::WASM, "wasmtime"];
+
+/// Whether a sandbox with this handler has its containers in the wasm host.
+fn is_wasm_handler(handler: &str) -> bool {
+    matches!(handler, wharf_cri::handler::WASM | "wasmtime")
+}
+
+fn bind(socket: &std::path::Path) -> std::io::Result<UnixListener> {
+    use std::os::unix::fs::PermissionsExt as _;
+    if let Some(dir) = socket.parent() {
+        std::fs::create_dir_all(dir)?;
+    }
+    if socket.exists() {
+        std::fs::remove_file(socket)?;
+    }
+    let listener = UnixListener::bind(socket)?;
+    std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}

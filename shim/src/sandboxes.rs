@@ -1,0 +1,152 @@
+//! The life of a pod sandbox.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use wharf_cri::v1::{ContainerEventType, NamespaceMode, PodSandboxConfig, PodSandboxState};
+use wharf_oci::PauseSpec;
+
+use crate::HANDLERS;
+use crate::error::{Error, chain};
+use crate::record::{Sandbox, namespaces, network_mode};
+use crate::shim::{Shim, now};
+
+impl Shim {
+    /// Makes a sandbox and tells its id. On an error nothing is left.
+    pub async fn run_sandbox(
+        self: &Arc<Self>,
+        config: PodSandboxConfig,
+        handler: String,
+    ) -> Result<String, Error> {
+        if !HANDLERS.contains(&handler.as_str()) {
+            return Err(Error::Invalid(format!("no runtime handler {handler:?}; there are {HANDLERS:?}")));
+        }
+        if config.metadata.is_none() {
+            return Err(Error::Invalid("the sandbox config has no metadata".to_owned()));
+        }
+        let id = new_id();
+        let mut record = Sandbox {
+            id: id.clone(),
+            handler,
+            created_at: now(),
+            config: Some(config),
+            ..Default::default()
+        };
+        record.set_state(PodSandboxState::SandboxNotready);
+        // Written before anything is made, so that a crash leaves no namespace that nobody knows.
+        self.save_sandbox(record.clone())?;
+        if let Err(error) = self.build(&mut record).await {
+            if let Err(also) = self.unmake(&record).await {
+                tracing::error!(sandbox = id, error = chain(&also), "could not undo a failed sandbox");
+            }
+            self.forget_sandbox(&id)?;
+            return Err(error);
+        }
+        record.set_state(PodSandboxState::SandboxReady);
+        self.save_sandbox(record)?;
+        self.publish(&id, &id, ContainerEventType::ContainerCreatedEvent);
+        self.publish(&id, &id, ContainerEventType::ContainerStartedEvent);
+        Ok(id)
+    }
+
+    async fn build(&self, record: &mut Sandbox) -> Result<(), Error> {
+        if record.is_wasm() {
+            if !record.on_node_network() {
+                record.address = self.network.take_wasm_address()?.to_string();
+            }
+            return Ok(());
+        }
+        if !record.on_node_network() {
+            let pod = self.network.attach(&record.id).await?;
+            record.address = pod.address.to_string();
+            record.netns = pod.netns.display().to_string();
+        }
+        self.save_sandbox(record.clone())?;
+        let dir = self.sandbox_dir(&record.id);
+        crate::spec::sandbox_files(&dir, record.config())?;
+        self.oci.pause(pause_spec(record)).await?;
+        Ok(())
+    }
+
+    /// Ends a sandbox and all in it. One that is not there, or is stopped, is no error.
+    pub async fn stop_sandbox(self: &Arc<Self>, id: &str) -> Result<(), Error> {
+        let Ok(record) = self.sandbox(id) else { return Ok(()) };
+        for container in self.containers_of(&record.id) {
+            self.stop_container(&container.id, Duration::ZERO).await?;
+        }
+        if record.state() == PodSandboxState::SandboxNotready
+            && record.address.is_empty()
+            && record.netns.is_empty()
+        {
+            return Ok(());
+        }
+        self.unmake(&record).await?;
+        let mut record = Sandbox::clone(&record);
+        record.set_state(PodSandboxState::SandboxNotready);
+        record.address.clear();
+        record.netns.clear();
+        let id = record.id.clone();
+        self.save_sandbox(record)?;
+        self.publish(&id, &id, ContainerEventType::ContainerStoppedEvent);
+        Ok(())
+    }
+
+    /// Stops a sandbox if need be and forgets it and its containers. One that is not there is no error.
+    pub async fn remove_sandbox(self: &Arc<Self>, id: &str) -> Result<(), Error> {
+        let Ok(record) = self.sandbox(id) else { return Ok(()) };
+        self.stop_sandbox(&record.id).await?;
+        for container in self.containers_of(&record.id) {
+            self.remove_container(&container.id).await?;
+        }
+        self.publish(&record.id, &record.id, ContainerEventType::ContainerDeletedEvent);
+        self.forget_sandbox(&record.id)
+    }
+
+    /// Undoes what [`Self::build`] did, in whatever state it is.
+    async fn unmake(&self, record: &Sandbox) -> Result<(), Error> {
+        let address = record.address.parse().ok();
+        if record.is_wasm() {
+            if let Some(address) = address {
+                self.network.release(address);
+            }
+            return Ok(());
+        }
+        self.oci.remove_pause(&record.id).await?;
+        if !record.on_node_network() {
+            self.network.detach(&record.id, address).await?;
+        }
+        crate::spec::remove_sandbox_files(&self.sandbox_dir(&record.id))
+    }
+
+    /// Where the files of a sandbox are that its containers see.
+    pub fn sandbox_dir(&self, id: &str) -> PathBuf {
+        self.config.state.join("pods").join(id)
+    }
+}
+
+fn pause_spec(record: &Sandbox) -> PauseSpec {
+    let config = record.config();
+    let options = namespaces(config).cloned().unwrap_or_default();
+    let linux = config.linux.as_ref();
+    PauseSpec {
+        id: record.id.clone(),
+        network: (!record.netns.is_empty()).then(|| record.netns.clone().into()),
+        // A pod on the node's network has the node's name too.
+        hostname: (network_mode(config) != NamespaceMode::Node).then(|| config.hostname.clone()),
+        ipc: options.ipc() != NamespaceMode::Node,
+        pid: options.pid() == NamespaceMode::Pod,
+        sysctls: linux.map(|linux| linux.sysctls.clone().into_iter().collect()).unwrap_or_default(),
+        ..Default::default()
+    }
+}
+
+/// 32 random bytes in hexadecimal digits, as container runtimes name things.
+pub fn new_id() -> String {
+    use std::fmt::Write as _;
+    let bytes: [u8; 32] = rand::random();
+    bytes.iter().fold(String::with_capacity(64), |mut id, byte| {
+        write!(id, "{byte:02x}").expect("writing to a string does not fail");
+        id
+    })
+}

@@ -1,0 +1,379 @@
+//! RuntimeService: sandboxes, containers, their events and streams.
+
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use futures::stream::BoxStream;
+use tonic::{Request, Response, Status, async_trait};
+use wharf_cri::v1::{self, ContainerState, NamespaceMode, runtime_service_server::RuntimeService};
+
+use super::{Service, matches};
+use crate::error::Error;
+use crate::record::network_mode;
+use crate::streaming::{Call, Target};
+use crate::{HANDLERS, stats, view};
+
+type Answer<T> = Result<Response<T>, Status>;
+type Streamed<T> = BoxStream<'static, Result<T, Status>>;
+
+/// Why a call of CRI is not answered yet.
+fn later(what: &str) -> Status {
+    Status::unimplemented(format!("{what} is not served by this version of the runtime"))
+}
+
+fn ready(kind: &str, status: bool, why_not: &str) -> v1::RuntimeCondition {
+    v1::RuntimeCondition {
+        r#type: kind.to_owned(),
+        status,
+        reason: if status { String::new() } else { format!("{kind}Not") },
+        message: if status { String::new() } else { why_not.to_owned() },
+    }
+}
+
+#[async_trait]
+impl RuntimeService for Service {
+    type StreamPodSandboxesStream = Streamed<v1::StreamPodSandboxesResponse>;
+    type StreamContainersStream = Streamed<v1::StreamContainersResponse>;
+    type StreamContainerStatsStream = Streamed<v1::StreamContainerStatsResponse>;
+    type StreamPodSandboxStatsStream = Streamed<v1::StreamPodSandboxStatsResponse>;
+    type StreamPodSandboxMetricsStream = Streamed<v1::StreamPodSandboxMetricsResponse>;
+    type GetContainerEventsStream = Streamed<v1::ContainerEventResponse>;
+
+    async fn version(&self, _: Request<v1::VersionRequest>) -> Answer<v1::VersionResponse> {
+        Ok(Response::new(v1::VersionResponse {
+            version: "0.1.0".to_owned(), // of the kubelet's runtime API: always this
+            runtime_name: "wharf".to_owned(),
+            runtime_version: env!("CARGO_PKG_VERSION").to_owned(),
+            runtime_api_version: "v1".to_owned(),
+        }))
+    }
+
+    async fn status(&self, _: Request<v1::StatusRequest>) -> Answer<v1::StatusResponse> {
+        let network = self.shim.network_ready();
+        let conditions = vec![
+            ready("RuntimeReady", true, ""),
+            ready("NetworkReady", network, "the node has no pod range yet"),
+        ];
+        let handler = |name: &str| v1::RuntimeHandler {
+            name: name.to_owned(),
+            features: Some(v1::RuntimeHandlerFeatures {
+                recursive_read_only_mounts: true,
+                user_namespaces: false,
+            }),
+        };
+        Ok(Response::new(v1::StatusResponse {
+            status: Some(v1::RuntimeStatus { conditions }),
+            runtime_handlers: HANDLERS.into_iter().map(handler).collect(),
+            ..Default::default()
+        }))
+    }
+
+    async fn update_runtime_config(
+        &self,
+        request: Request<v1::UpdateRuntimeConfigRequest>,
+    ) -> Answer<v1::UpdateRuntimeConfigResponse> {
+        let network = request.into_inner().runtime_config.and_then(|config| config.network_config);
+        if let Some(network) = network.filter(|network| !network.pod_cidr.is_empty()) {
+            let range = network
+                .pod_cidr
+                .parse()
+                .map_err(|error: wharf_sandbox::Error| Error::Invalid(error.to_string()))?;
+            self.shim.set_range(range).await?;
+        }
+        Ok(Response::new(v1::UpdateRuntimeConfigResponse {}))
+    }
+
+    async fn runtime_config(
+        &self,
+        _: Request<v1::RuntimeConfigRequest>,
+    ) -> Answer<v1::RuntimeConfigResponse> {
+        let cgroup_driver = v1::CgroupDriver::Cgroupfs.into();
+        Ok(Response::new(v1::RuntimeConfigResponse {
+            linux: Some(v1::LinuxRuntimeConfiguration { cgroup_driver }),
+        }))
+    }
+
+    async fn run_pod_sandbox(
+        &self,
+        request: Request<v1::RunPodSandboxRequest>,
+    ) -> Answer<v1::RunPodSandboxResponse> {
+        let request = request.into_inner();
+        let config = request.config.unwrap_or_default();
+        let pod_sandbox_id = self.shim.run_sandbox(config, request.runtime_handler).await?;
+        Ok(Response::new(v1::RunPodSandboxResponse { pod_sandbox_id }))
+    }
+
+    async fn stop_pod_sandbox(
+        &self,
+        request: Request<v1::StopPodSandboxRequest>,
+    ) -> Answer<v1::StopPodSandboxResponse> {
+        self.shim.stop_sandbox(&request.into_inner().pod_sandbox_id).await?;
+        Ok(Response::new(v1::StopPodSandboxResponse {}))
+    }
+
+    async fn remove_pod_sandbox(
+        &self,
+        request: Request<v1::RemovePodSandboxRequest>,
+    ) -> Answer<v1::RemovePodSandboxResponse> {
+        self.shim.remove_sandbox(&request.into_inner().pod_sandbox_id).await?;
+        Ok(Response::new(v1::RemovePodSandboxResponse {}))
+    }
+
+    async fn pod_sandbox_status(
+        &self,
+        request: Request<v1::PodSandboxStatusRequest>,
+    ) -> Answer<v1::PodSandboxStatusResponse> {
+        let sandbox = self.shim.sandbox(&request.into_inner().pod_sandbox_id)?;
+        let containers = self.shim.containers_of(&sandbox.id);
+        Ok(Response::new(v1::PodSandboxStatusResponse {
+            status: Some(view::sandbox_status(&sandbox)),
+            containers_statuses: containers.iter().map(view::container_status).collect(),
+            timestamp: crate::shim::now(),
+            ..Default::default()
+        }))
+    }
+
+    async fn list_pod_sandbox(
+        &self,
+        request: Request<v1::ListPodSandboxRequest>,
+    ) -> Answer<v1::ListPodSandboxResponse> {
+        let filter = request.into_inner().filter.unwrap_or_default();
+        let mut items: Vec<_> = self
+            .shim
+            .sandboxes()
+            .values()
+            .filter(|s| s.id.starts_with(&filter.id))
+            .filter(|s| filter.state.as_ref().is_none_or(|wanted| wanted.state == s.state))
+            .filter(|s| matches(&filter.label_selector, &s.config().labels))
+            .map(|s| view::sandbox_item(s))
+            .collect();
+        items.sort_by_key(|s| std::cmp::Reverse(s.created_at));
+        Ok(Response::new(v1::ListPodSandboxResponse { items }))
+    }
+
+    async fn create_container(
+        &self,
+        request: Request<v1::CreateContainerRequest>,
+    ) -> Answer<v1::CreateContainerResponse> {
+        let request = request.into_inner();
+        let config = request.config.unwrap_or_default();
+        let container_id = self.shim.create_container(&request.pod_sandbox_id, config).await?;
+        Ok(Response::new(v1::CreateContainerResponse { container_id }))
+    }
+
+    async fn start_container(
+        &self,
+        request: Request<v1::StartContainerRequest>,
+    ) -> Answer<v1::StartContainerResponse> {
+        self.shim.start_container(&request.into_inner().container_id).await?;
+        Ok(Response::new(v1::StartContainerResponse {}))
+    }
+
+    async fn stop_container(
+        &self,
+        request: Request<v1::StopContainerRequest>,
+    ) -> Answer<v1::StopContainerResponse> {
+        let request = request.into_inner();
+        let grace = Duration::from_secs(request.timeout.max(0).unsigned_abs());
+        self.shim.stop_container(&request.container_id, grace).await?;
+        Ok(Response::new(v1::StopContainerResponse {}))
+    }
+
+    async fn remove_container(
+        &self,
+        request: Request<v1::RemoveContainerRequest>,
+    ) -> Answer<v1::RemoveContainerResponse> {
+        self.shim.remove_container(&request.into_inner().container_id).await?;
+        Ok(Response::new(v1::RemoveContainerResponse {}))
+    }
+
+    async fn container_status(
+        &self,
+        request: Request<v1::ContainerStatusRequest>,
+    ) -> Answer<v1::ContainerStatusResponse> {
+        let container = self.shim.container(&request.into_inner().container_id)?;
+        let status = Some(container.with(view::container_status));
+        Ok(Response::new(v1::ContainerStatusResponse { status, ..Default::default() }))
+    }
+
+    async fn list_containers(
+        &self,
+        request: Request<v1::ListContainersRequest>,
+    ) -> Answer<v1::ListContainersResponse> {
+        let filter = request.into_inner().filter.unwrap_or_default();
+        let all: Vec<_> = self.shim.containers().values().cloned().collect();
+        let mut containers: Vec<_> = all
+            .iter()
+            .filter_map(|container| {
+                container.with(|c| {
+                    let wanted = c.id.starts_with(&filter.id)
+                        && c.sandbox.starts_with(&filter.pod_sandbox_id)
+                        && filter.state.as_ref().is_none_or(|wanted| wanted.state == c.state)
+                        && matches(&filter.label_selector, &c.config().labels);
+                    wanted.then(|| view::container_item(c))
+                })
+            })
+            .collect();
+        containers.sort_by_key(|c| std::cmp::Reverse(c.created_at));
+        Ok(Response::new(v1::ListContainersResponse { containers }))
+    }
+
+    async fn reopen_container_log(
+        &self,
+        request: Request<v1::ReopenContainerLogRequest>,
+    ) -> Answer<v1::ReopenContainerLogResponse> {
+        self.shim.reopen_log(&request.into_inner().container_id).await?;
+        Ok(Response::new(v1::ReopenContainerLogResponse {}))
+    }
+
+    async fn port_forward(
+        &self,
+        request: Request<v1::PortForwardRequest>,
+    ) -> Answer<v1::PortForwardResponse> {
+        let sandbox = self.shim.sandbox(&request.into_inner().pod_sandbox_id)?;
+        let target = if network_mode(sandbox.config()) == NamespaceMode::Node {
+            Target::Address(std::net::Ipv4Addr::LOCALHOST)
+        } else if sandbox.is_wasm() {
+            let none = || Error::Invalid(format!("pod sandbox {} has no address any more", sandbox.id));
+            Target::Address(sandbox.address.parse().map_err(|_| none())?)
+        } else {
+            Target::Namespace(sandbox.netns.clone().into())
+        };
+        let url = self.shim.streaming.url(Call::PortForward(target)).map_err(Error::from)?;
+        Ok(Response::new(v1::PortForwardResponse { url }))
+    }
+
+    async fn container_stats(
+        &self,
+        request: Request<v1::ContainerStatsRequest>,
+    ) -> Answer<v1::ContainerStatsResponse> {
+        let container = self.shim.container(&request.into_inner().container_id)?.get();
+        let stats = Some(stats::of(&self.shim, &container).await?);
+        Ok(Response::new(v1::ContainerStatsResponse { stats }))
+    }
+
+    async fn list_container_stats(
+        &self,
+        request: Request<v1::ListContainerStatsRequest>,
+    ) -> Answer<v1::ListContainerStatsResponse> {
+        let filter = request.into_inner().filter.unwrap_or_default();
+        let all: Vec<_> = self.shim.containers().values().map(|c| c.get()).collect();
+        let wanted = all.iter().filter(|c| {
+            c.state() == ContainerState::ContainerRunning
+                && c.id.starts_with(&filter.id)
+                && c.sandbox.starts_with(&filter.pod_sandbox_id)
+                && matches(&filter.label_selector, &c.config().labels)
+        });
+        let mut stats = Vec::new();
+        for container in wanted {
+            // One that ends meanwhile is left out.
+            stats.extend(stats::of(&self.shim, container).await.ok());
+        }
+        Ok(Response::new(v1::ListContainerStatsResponse { stats }))
+    }
+
+    async fn get_container_events(
+        &self,
+        _: Request<v1::GetEventsRequest>,
+    ) -> Answer<Self::GetContainerEventsStream> {
+        Ok(Response::new(self.shim.events.listen().map(Ok).boxed()))
+    }
+
+    // The rest of CRI is the issue after next; each answers so that a caller knows.
+
+    async fn exec_sync(&self, _: Request<v1::ExecSyncRequest>) -> Answer<v1::ExecSyncResponse> {
+        Err(later("ExecSync"))
+    }
+
+    async fn exec(&self, _: Request<v1::ExecRequest>) -> Answer<v1::ExecResponse> {
+        Err(later("Exec"))
+    }
+
+    async fn attach(&self, _: Request<v1::AttachRequest>) -> Answer<v1::AttachResponse> {
+        Err(later("Attach"))
+    }
+
+    async fn update_container_resources(
+        &self,
+        _: Request<v1::UpdateContainerResourcesRequest>,
+    ) -> Answer<v1::UpdateContainerResourcesResponse> {
+        Err(later("UpdateContainerResources"))
+    }
+
+    async fn pod_sandbox_stats(
+        &self,
+        _: Request<v1::PodSandboxStatsRequest>,
+    ) -> Answer<v1::PodSandboxStatsResponse> {
+        Err(later("PodSandboxStats"))
+    }
+
+    async fn list_pod_sandbox_stats(
+        &self,
+        _: Request<v1::ListPodSandboxStatsRequest>,
+    ) -> Answer<v1::ListPodSandboxStatsResponse> {
+        Err(later("ListPodSandboxStats"))
+    }
+
+    async fn checkpoint_container(
+        &self,
+        _: Request<v1::CheckpointContainerRequest>,
+    ) -> Answer<v1::CheckpointContainerResponse> {
+        Err(later("CheckpointContainer"))
+    }
+
+    async fn list_metric_descriptors(
+        &self,
+        _: Request<v1::ListMetricDescriptorsRequest>,
+    ) -> Answer<v1::ListMetricDescriptorsResponse> {
+        Err(later("ListMetricDescriptors"))
+    }
+
+    async fn list_pod_sandbox_metrics(
+        &self,
+        _: Request<v1::ListPodSandboxMetricsRequest>,
+    ) -> Answer<v1::ListPodSandboxMetricsResponse> {
+        Err(later("ListPodSandboxMetrics"))
+    }
+
+    async fn update_pod_sandbox_resources(
+        &self,
+        _: Request<v1::UpdatePodSandboxResourcesRequest>,
+    ) -> Answer<v1::UpdatePodSandboxResourcesResponse> {
+        Err(later("UpdatePodSandboxResources"))
+    }
+
+    async fn stream_pod_sandboxes(
+        &self,
+        _: Request<v1::StreamPodSandboxesRequest>,
+    ) -> Answer<Self::StreamPodSandboxesStream> {
+        Err(later("StreamPodSandboxes"))
+    }
+
+    async fn stream_containers(
+        &self,
+        _: Request<v1::StreamContainersRequest>,
+    ) -> Answer<Self::StreamContainersStream> {
+        Err(later("StreamContainers"))
+    }
+
+    async fn stream_container_stats(
+        &self,
+        _: Request<v1::StreamContainerStatsRequest>,
+    ) -> Answer<Self::StreamContainerStatsStream> {
+        Err(later("StreamContainerStats"))
+    }
+
+    async fn stream_pod_sandbox_stats(
+        &self,
+        _: Request<v1::StreamPodSandboxStatsRequest>,
+    ) -> Answer<Self::StreamPodSandboxStatsStream> {
+        Err(later("StreamPodSandboxStats"))
+    }
+
+    async fn stream_pod_sandbox_metrics(
+        &self,
+        _: Request<v1::StreamPodSandboxMetricsRequest>,
+    ) -> Answer<Self::StreamPodSandboxMetricsStream> {
+        Err(later("StreamPodSandboxMetrics"))
+    }
+}

@@ -1,0 +1,361 @@
+//! CRI's configs, in the words of the runtime that is to follow them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use wharf_cri::annotation::PORT_PREFIX;
+use wharf_cri::v1::{
+    self, ContainerConfig, KeyValue, LinuxContainerSecurityContext, MountPropagation, NamespaceMode,
+    PodSandboxConfig, security_profile::ProfileType,
+};
+use wharf_image::{Image, WasmModule};
+use wharf_oci::{Capabilities, Mount, Namespaces, Pause, Propagation, Resources, Seccomp};
+
+use crate::error::Error;
+use crate::record::{Container, Sandbox};
+use crate::users::Identity;
+
+/// Where a container's log goes: the sandbox's directory and the container's path; empty if it asks for none.
+pub fn log_path(sandbox: &PodSandboxConfig, config: &ContainerConfig) -> String {
+    if sandbox.log_directory.is_empty() || config.log_path.is_empty() {
+        return String::new();
+    }
+    Path::new(&sandbox.log_directory).join(&config.log_path).display().to_string()
+}
+
+/// The signal that asks a container to end: the config's, else the image's, else SIGTERM.
+pub fn stop_signal(config: &ContainerConfig, image: &Image) -> i32 {
+    let text = match config.stop_signal() {
+        v1::Signal::RuntimeDefault => image.config.stop_signal.clone().unwrap_or_default(),
+        signal => signal.as_str_name().to_owned(),
+    };
+    parse_signal(&text).unwrap_or(nix::libc::SIGTERM)
+}
+
+/// `SIGQUIT`, `QUIT`, `3`, `SIGRTMIN+3`.
+fn parse_signal(text: &str) -> Option<i32> {
+    if let Ok(number) = text.parse() {
+        return (1..=64).contains(&number).then_some(number);
+    }
+    let name = text.to_ascii_uppercase();
+    let name = name.strip_prefix("SIG").unwrap_or(&name);
+    if let Some(offset) = name.strip_prefix("RTMIN") {
+        let offset: i32 = if offset.is_empty() {
+            0
+        } else {
+            offset.trim_start_matches(['+', 'P']).trim_start_matches("LUS").parse().ok()?
+        };
+        return (0..=30).contains(&offset).then(|| nix::libc::SIGRTMIN() + offset);
+    }
+    format!("SIG{name}").parse::<nix::sys::signal::Signal>().ok().map(|signal| signal as i32)
+}
+
+/// The command line: the config's command replaces the image's entry point and its arguments, the config's
+/// arguments replace the image's arguments.
+fn command(config: &ContainerConfig, image: &Image) -> Vec<String> {
+    let from_image = &image.config;
+    let mut command =
+        if config.command.is_empty() { from_image.entrypoint.clone() } else { config.command.clone() };
+    if config.args.is_empty() && config.command.is_empty() {
+        command.extend(from_image.cmd.iter().cloned());
+    } else {
+        command.extend(config.args.iter().cloned());
+    }
+    command
+}
+
+/// The image's environment with the config's over it, in order.
+fn environment(config: &ContainerConfig, image: &Image) -> Vec<(String, String)> {
+    let mut env: Vec<(String, String)> = Vec::new();
+    let from_image = image.config.env.iter().filter_map(|pair| pair.split_once('='));
+    let from_config = config.envs.iter().map(|KeyValue { key, value }| (key.as_str(), value.as_str()));
+    for (key, value) in from_image.chain(from_config) {
+        match env.iter_mut().find(|(known, _)| known == key) {
+            Some((_, old)) => value.clone_into(old),
+            None => env.push((key.to_owned(), value.to_owned())),
+        }
+    }
+    env
+}
+
+fn linux_resources(config: &ContainerConfig) -> v1::LinuxContainerResources {
+    config.linux.as_ref().and_then(|linux| linux.resources.clone()).unwrap_or_default()
+}
+
+/// What the wasm host is told.
+///
+/// # Errors
+/// [`Error::Invalid`] if the config asks for something that a wasm guest cannot have.
+pub fn wasm(
+    record: &Container,
+    sandbox: &Sandbox,
+    image: &Image,
+    module: &WasmModule,
+) -> Result<wharf_wasm::ContainerSpec, Error> {
+    let config = record.config();
+    let name = config.metadata.as_ref().map(|m| m.name.as_str()).unwrap_or_default();
+    let mut args = command(config, image);
+    if args.is_empty() {
+        args.push(module.name.clone());
+    }
+    let mounts = config.mounts.iter().map(|mount| {
+        let host = PathBuf::from(&mount.host_path);
+        if !host.is_dir() {
+            let why = format!("{} is no directory; a wasm container mounts directories", host.display());
+            return Err(Error::Invalid(why));
+        }
+        Ok(wharf_wasm::Mount { host, guest: mount.container_path.clone(), read_only: mount.readonly })
+    });
+    let port = sandbox.config().annotations.get(&format!("{PORT_PREFIX}{name}"));
+    let resources = linux_resources(config);
+    let cpu = (resources.cpu_quota > 0 && resources.cpu_period > 0).then(|| wharf_wasm::CpuQuota {
+        quota_micros: resources.cpu_quota.unsigned_abs(),
+        period_micros: resources.cpu_period.unsigned_abs(),
+    });
+    Ok(wharf_wasm::ContainerSpec {
+        id: record.id.clone(),
+        module: module.path.clone(),
+        digest: module.digest.to_string(),
+        args,
+        env: environment(config, image),
+        mounts: mounts.collect::<Result<_, _>>()?,
+        address: sandbox.address.parse().ok(),
+        port: port.and_then(|port| port.parse().ok()),
+        memory_limit: u64::try_from(resources.memory_limit_in_bytes).ok().filter(|limit| *limit > 0),
+        cpu,
+        log_path: (!record.log_path.is_empty()).then(|| record.log_path.clone().into()),
+        pod: sandbox.id.clone(),
+    })
+}
+
+/// Who the container runs as, as `user:group` for the image's files to resolve.
+pub fn user(config: &ContainerConfig, image: &Image) -> String {
+    let context = security(config);
+    let group = context.run_as_group.as_ref().map(|group| format!(":{}", group.value)).unwrap_or_default();
+    match (&context.run_as_user, context.run_as_username.as_str()) {
+        (Some(uid), _) => format!("{}{group}", uid.value),
+        (None, "") => image.config.user.clone(),
+        (None, name) => format!("{name}{group}"),
+    }
+}
+
+fn security(config: &ContainerConfig) -> LinuxContainerSecurityContext {
+    config.linux.as_ref().and_then(|linux| linux.security_context.clone()).unwrap_or_default()
+}
+
+/// What the OCI runtime is told, but for the root file system.
+///
+/// # Errors
+/// [`Error::Invalid`] if the config contradicts itself.
+pub fn oci(
+    record: &Container,
+    sandbox: &Sandbox,
+    image: &Image,
+    user: Identity,
+    pause: &Pause,
+    pod_dir: &Path,
+) -> Result<wharf_oci::ContainerSpec, Error> {
+    let config = record.config();
+    let context = security(config);
+    if context.run_as_group.is_some() && context.run_as_user.is_none() && context.run_as_username.is_empty() {
+        return Err(Error::Invalid("runAsGroup needs runAsUser".to_owned()));
+    }
+    let args = command(config, image);
+    if args.is_empty() {
+        return Err(Error::Invalid(
+            "no command is specified, neither by the image nor by the pod".to_owned(),
+        ));
+    }
+    let resources = linux_resources(config);
+    let mut groups = user.groups;
+    groups.extend(context.supplemental_groups.iter().filter_map(|gid| u32::try_from(*gid).ok()));
+    groups.sort_unstable();
+    groups.dedup();
+    let capabilities = context.capabilities.clone().unwrap_or_default();
+    let mut mounts = pod_mounts(config, pod_dir);
+    for mount in &config.mounts {
+        mounts.push(bind(mount)?);
+    }
+    let cwd = if config.working_dir.is_empty() { &image.config.working_dir } else { &config.working_dir };
+    let positive = |value: i64| (value > 0).then_some(value);
+    Ok(wharf_oci::ContainerSpec {
+        id: record.id.clone(),
+        args,
+        env: environment(config, image).into_iter().map(|(key, value)| format!("{key}={value}")).collect(),
+        cwd: cwd.into(),
+        user: wharf_oci::User { uid: user.uid, gid: user.gid, additional_gids: groups },
+        mounts,
+        namespaces: join(sandbox, &context, pause),
+        resources: Resources {
+            cpu_shares: u64::try_from(resources.cpu_shares).ok().filter(|shares| *shares > 0),
+            cpu_quota: positive(resources.cpu_quota),
+            cpu_period: u64::try_from(resources.cpu_period).ok().filter(|period| *period > 0),
+            memory_limit: positive(resources.memory_limit_in_bytes),
+            cpuset_cpus: Some(resources.cpuset_cpus).filter(|cpus| !cpus.is_empty()),
+            cpuset_mems: Some(resources.cpuset_mems).filter(|mems| !mems.is_empty()),
+            ..Resources::default()
+        },
+        oom_score_adj: i32::try_from(resources.oom_score_adj).ok().filter(|adj| *adj != 0),
+        capabilities: Capabilities {
+            add: capabilities.add_capabilities,
+            drop: capabilities.drop_capabilities,
+        },
+        privileged: context.privileged,
+        no_new_privileges: context.no_new_privs,
+        seccomp: seccomp(&context)?,
+        masked_paths: (!context.masked_paths.is_empty()).then(|| context.masked_paths.clone()),
+        readonly_paths: (!context.readonly_paths.is_empty()).then(|| context.readonly_paths.clone()),
+        readonly_rootfs: context.readonly_rootfs,
+        devices: config
+            .devices
+            .iter()
+            .map(|device| wharf_oci::Device {
+                host_path: device.host_path.clone().into(),
+                container_path: device.container_path.clone().into(),
+                access: device.permissions.clone(),
+            })
+            .collect(),
+        terminal: config.tty,
+        stdin: config.stdin,
+        log_path: (!record.log_path.is_empty()).then(|| record.log_path.clone().into()),
+        cgroup_parent: cgroup_parent(sandbox.config()),
+        ..wharf_oci::ContainerSpec::default()
+    })
+}
+
+fn cgroup_parent(config: &PodSandboxConfig) -> Option<String> {
+    let parent = &config.linux.as_ref()?.cgroup_parent;
+    (!parent.is_empty()).then(|| parent.clone())
+}
+
+fn join(sandbox: &Sandbox, context: &LinuxContainerSecurityContext, pause: &Pause) -> Namespaces {
+    let options = context.namespace_options.clone().unwrap_or_default();
+    let host_network = sandbox.on_node_network();
+    let host_ipc = options.ipc() == NamespaceMode::Node;
+    Namespaces {
+        network: (!sandbox.netns.is_empty()).then(|| sandbox.netns.clone().into()),
+        ipc: if host_ipc { None } else { Some(pause.namespace("ipc")) },
+        uts: if host_network { None } else { Some(pause.namespace("uts")) },
+        pid: if options.pid() == NamespaceMode::Pod { Some(pause.namespace("pid")) } else { None },
+        host_network,
+        host_ipc,
+        host_uts: host_network,
+        host_pid: options.pid() == NamespaceMode::Node,
+    }
+}
+
+fn seccomp(context: &LinuxContainerSecurityContext) -> Result<Seccomp, Error> {
+    let Some(profile) = context.seccomp.as_ref().filter(|_| !context.privileged) else {
+        return Ok(Seccomp::Unconfined);
+    };
+    match profile.profile_type() {
+        ProfileType::Unconfined => Ok(Seccomp::Unconfined),
+        ProfileType::RuntimeDefault => Ok(Seccomp::RuntimeDefault),
+        ProfileType::Localhost => fs::read_to_string(&profile.localhost_ref)
+            .map(Seccomp::Profile)
+            .map_err(|error| Error::Invalid(format!("seccomp profile {}: {error}", profile.localhost_ref))),
+    }
+}
+
+fn bind(mount: &v1::Mount) -> Result<Mount, Error> {
+    if mount.host_path.is_empty() {
+        return Err(Error::Unsupported("volumes from images come with the whole of CRI".to_owned()));
+    }
+    let propagation = match mount.propagation() {
+        MountPropagation::PropagationPrivate => Propagation::Private,
+        MountPropagation::PropagationHostToContainer => Propagation::HostToContainer,
+        MountPropagation::PropagationBidirectional => Propagation::Bidirectional,
+    };
+    if mount.recursive_read_only && (!mount.readonly || propagation != Propagation::Private) {
+        let why = "a recursively read-only mount must be read-only and have private propagation";
+        return Err(Error::Invalid(why.to_owned()));
+    }
+    Ok(Mount::Bind {
+        source: mount.host_path.clone().into(),
+        destination: mount.container_path.clone().into(),
+        readonly: mount.readonly,
+        recursive_readonly: mount.recursive_read_only,
+        propagation,
+    })
+}
+
+/// What every container of the pod sees, unless it mounts something there itself.
+fn pod_mounts(config: &ContainerConfig, pod_dir: &Path) -> Vec<Mount> {
+    let own = |path: &str| config.mounts.iter().any(|mount| mount.container_path == path);
+    let shared = [("/etc/resolv.conf", "resolv.conf"), ("/etc/hostname", "hostname"), ("/dev/shm", "shm")];
+    shared
+        .into_iter()
+        .filter(|(path, file)| !own(path) && pod_dir.join(file).exists())
+        .map(|(path, file)| Mount::Bind {
+            source: pod_dir.join(file),
+            destination: path.into(),
+            readonly: false,
+            recursive_readonly: false,
+            propagation: Propagation::Private,
+        })
+        .collect()
+}
+
+/// Makes the files that the containers of an OCI pod share: /etc/resolv.conf, /etc/hostname and /dev/shm.
+///
+/// # Errors
+/// [`Error::Start`] if they cannot be written.
+pub fn sandbox_files(dir: &Path, config: &PodSandboxConfig) -> Result<(), Error> {
+    use nix::mount::{MsFlags, mount};
+    let failed = |what: &str| {
+        let what = format!("make {what} of the pod");
+        move |cause| Error::Start { what, cause }
+    };
+    fs::create_dir_all(dir.join("shm")).map_err(failed("the files"))?;
+    if let Some(dns) = &config.dns_config {
+        let mut text = String::new();
+        for server in &dns.servers {
+            text.push_str(&format!("nameserver {server}\n"));
+        }
+        for (word, values) in [("search", &dns.searches), ("options", &dns.options)] {
+            if !values.is_empty() {
+                text.push_str(&format!("{word} {}\n", values.join(" ")));
+            }
+        }
+        fs::write(dir.join("resolv.conf"), text).map_err(failed("resolv.conf"))?;
+    }
+    if !config.hostname.is_empty() {
+        fs::write(dir.join("hostname"), format!("{}\n", config.hostname)).map_err(failed("hostname"))?;
+    }
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    // 64 MiB is what container runtimes give.
+    mount(Some("shm"), &dir.join("shm"), Some("tmpfs"), flags, Some("mode=1777,size=64m"))
+        .map_err(std::io::Error::from)
+        .map_err(failed("/dev/shm"))
+}
+
+/// Undoes [`sandbox_files`]. A repeat changes nothing.
+///
+/// # Errors
+/// [`Error::Record`] if something stays.
+pub fn remove_sandbox_files(dir: &Path) -> Result<(), Error> {
+    let _ = nix::mount::umount2(&dir.join("shm"), nix::mount::MntFlags::MNT_DETACH);
+    match fs::remove_dir_all(dir) {
+        Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::Record { what: format!("the end of {}", dir.display()), cause })
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_are_read_as_images_write_them() {
+        for (text, number) in
+            [("SIGQUIT", 3), ("quit", 3), ("15", 15), ("SIGRTMIN+3", nix::libc::SIGRTMIN() + 3)]
+        {
+            assert_eq!(parse_signal(text), Some(number), "{text}");
+        }
+        for text in ["", "0", "65", "SIGNONE", "SIGRTMIN+99"] {
+            assert_eq!(parse_signal(text), None, "{text}");
+        }
+    }
+}
