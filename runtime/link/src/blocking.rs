@@ -105,7 +105,12 @@ impl Listener {
         Ok(self.0.set_nonblocking(nonblocking)?)
     }
 
-    /// The next connection, blocking whatever the listener is.
+    /// The listening socket, to be handed to another process.
+    pub fn into_std(self) -> UnixListener {
+        self.0
+    }
+
+    /// The next connection; a blocking one, whatever the listener is.
     pub fn accept(&self) -> Result<Socket, Error> {
         let (stream, _) = self.0.accept()?;
         address::check(&stream)?;
