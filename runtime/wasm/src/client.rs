@@ -3,7 +3,7 @@
 use crate::{
     launch::{self, Config},
     model::{ContainerSpec, Event, Exit, Reason, Stats, Status},
-    protocol::{self, Failure, LIST_PAGE, Notice, Reply, Request},
+    protocol::{self, Failure, LIST_PAGE, Listed, Notice, Reply, Request},
 };
 use jiff::Timestamp;
 use std::{
@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 use wharf_link::{Peer, Socket};
 
 type Link = Peer<Request, Reply, Notice>;
+type Notices = wharf_link::Events<Notice>;
 
 /// Why the wasm host did not do what was asked. Users of the crate write `wharf_wasm::Error`.
 #[derive(Debug, thiserror::Error)]
@@ -131,19 +132,28 @@ impl Inner {
     /// The connection, made anew if there is none: to a host that runs, or to a new one.
     async fn connect(self: &Arc<Self>) -> Result<Link, Error> {
         let _one = self.starting.lock().await;
-        if let Some(link) = self.with(|connection| connection.link.clone()) {
-            return Ok(link);
+        match self.with(|connection| connection.link.clone()) {
+            Some(link) if !link.is_lost() => return Ok(link),
+            Some(_) => {
+                if let Some((link, notices)) = self.recover().await {
+                    self.follow(notices);
+                    return Ok(link);
+                }
+            }
+            None => {}
         }
         let socket = match launch::find(&self.config.state_dir).await? {
             Some(socket) => socket,
             None => launch::start(&self.config).await?,
         };
-        self.adopt(socket).await
+        let (link, notices) = self.adopt(socket).await?;
+        self.follow(notices);
+        Ok(link)
     }
 
-    /// Makes this the connection: learns what runs, then takes its notices.
-    async fn adopt(self: &Arc<Self>, socket: Socket) -> Result<Link, Error> {
-        let (link, mut notices) = Peer::over(socket);
+    /// Makes this the connection: learns what runs, and subscribes to its notices.
+    async fn adopt(&self, socket: Socket) -> Result<(Link, Notices), Error> {
+        let (link, notices) = Peer::over(socket);
         match call(&link, Request::Hello).await? {
             Reply::Hello { version: protocol::VERSION, .. } => {}
             Reply::Hello { version, .. } => {
@@ -152,43 +162,45 @@ impl Inner {
             }
             other => return Err(unexpected(&other)),
         }
-        let running: Vec<String> = list(&link).await?.into_iter().map(|status| status.id).collect();
+        let found = list(&link).await?.into_iter().filter(|status| status.untold).map(|status| status.status.id);
+        let found: Vec<String> = found.collect();
         self.with(|connection| {
-            connection.alive.extend(running);
+            connection.alive.extend(found);
             connection.link = Some(link.clone());
         });
         done(call(&link, Request::Subscribe).await?)?;
-        let host = Arc::downgrade(self);
-        tokio::spawn(async move {
-            while let Some(notice) = notices.next().await {
-                let (Some(host), Ok(notice)) = (host.upgrade(), notice) else { break };
-                host.tell(notice.body);
-            }
-            if let Some(host) = host.upgrade() {
-                host.lost().await;
-            }
-        });
-        Ok(link)
+        Ok((link, notices))
     }
 
-    fn tell(&self, notice: Notice) {
-        let event = match notice {
-            // Told again after a reconnection: the first time counts.
-            Notice::Exited { id, .. } if !self.with(|connection| connection.alive.remove(&id)) => return,
-            Notice::Exited { id, exit } => Event::Exited { id, exit },
-            Notice::Warning { id, message, traps, at } => Event::Warning { id, message, traps, at },
-        };
-        let _ = self.events.send(event); // nobody takes events: nobody misses them
+    /// Passes notices on until the connection ends for good.
+    fn follow(self: &Arc<Self>, mut notices: Notices) {
+        let host = Arc::downgrade(self);
+        tokio::spawn(async move {
+            loop {
+                while let Some(Ok(notice)) = notices.next().await {
+                    let Some(host) = host.upgrade() else { return };
+                    host.tell(notice.body);
+                }
+                let Some(host) = host.upgrade() else { return };
+                let _one = host.starting.lock().await;
+                if !host.with(|connection| connection.link.as_ref().is_some_and(Peer::is_lost)) {
+                    return; // a call saw the loss first, and another task follows
+                }
+                match host.recover().await {
+                    Some((_, new)) => notices = new,
+                    None => return,
+                }
+            }
+        });
     }
 
     /// The connection broke: either only that, or the host is gone, and its containers with it.
-    async fn lost(self: Arc<Self>) {
-        let _one = self.starting.lock().await;
+    async fn recover(&self) -> Option<(Link, Notices)> {
         self.with(|connection| connection.link = None);
         if let Ok(Some(socket)) = launch::find(&self.config.state_dir).await
-            && self.adopt(socket).await.is_ok()
+            && let Ok(found) = self.adopt(socket).await
         {
-            return;
+            return Some(found);
         }
         let dead = self.with(|connection| {
             connection.link = None;
@@ -204,6 +216,17 @@ impl Inner {
         for id in dead {
             let _ = self.events.send(Event::Exited { id, exit: exit.clone() });
         }
+        None
+    }
+
+    fn tell(&self, notice: Notice) {
+        let event = match notice {
+            // Told again after a reconnection: the first time counts.
+            Notice::Exited { id, .. } if !self.with(|connection| connection.alive.remove(&id)) => return,
+            Notice::Exited { id, exit } => Event::Exited { id, exit },
+            Notice::Warning { id, message, traps, at } => Event::Warning { id, message, traps, at },
+        };
+        let _ = self.events.send(event); // nobody takes events: nobody misses them
     }
 }
 
@@ -230,10 +253,10 @@ fn done(reply: Reply) -> Result<(), Error> {
     }
 }
 
-async fn list(link: &Link) -> Result<Vec<Status>, Error> {
-    let mut all: Vec<Status> = Vec::new();
+async fn list(link: &Link) -> Result<Vec<Listed>, Error> {
+    let mut all: Vec<Listed> = Vec::new();
     loop {
-        let after = all.last().map(|status| status.id.clone());
+        let after = all.last().map(|listed| listed.status.id.clone());
         let Reply::List(page) = call(link, Request::List { after }).await? else {
             return Err(Error::Internal { why: "not a list".to_owned() });
         };
@@ -343,7 +366,7 @@ impl Host {
     /// Every container that was not removed, in order of id.
     pub async fn list(&self) -> Result<Vec<Status>, Error> {
         match self.inner.with(|connection| connection.link.clone()) {
-            Some(link) => list(&link).await,
+            Some(link) => Ok(list(&link).await?.into_iter().map(|listed| listed.status).collect()),
             None => Ok(Vec::new()),
         }
     }

@@ -40,8 +40,16 @@ pub enum Reply {
     Status(Status),
     Stats(Stats),
     /// Fewer than [`LIST_PAGE`]: there are no more.
-    List(Vec<Status>),
+    List(Vec<Listed>),
     Failed(Failure),
+}
+
+/// One container in a list.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Listed {
+    pub status: Status,
+    /// Its end is still to come, or was not acknowledged.
+    pub untold: bool,
 }
 
 /// Why the host did not do what was asked.

@@ -1,0 +1,180 @@
+//! Answers the shim.
+
+use super::{
+    container::{Common, Container},
+    executor::Pool,
+    loader::Loader,
+};
+use crate::{
+    model::{ContainerSpec, State},
+    protocol::{Failure, LIST_PAGE, Listed, Notice, Reply, Request, VERSION},
+};
+use std::{
+    collections::BTreeMap,
+    ops::Bound,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+use tokio_util::sync::CancellationToken;
+use wharf_link::{Answer, Emitter, Listener, Socket, serve};
+
+/// Everything the host has.
+pub(crate) struct Server {
+    pub pool: Pool,
+    pub loader: Loader,
+    pub common: Arc<Common>,
+    pub containers: Mutex<BTreeMap<String, Arc<Container>>>,
+    pub shutdown: CancellationToken,
+}
+
+impl Server {
+    /// Takes connections until it is told to shut down.
+    pub async fn run(self: Arc<Self>, listener: Listener) {
+        loop {
+            let accepted = tokio::select! {
+                () = self.shutdown.cancelled() => return,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok(socket) => drop(tokio::spawn(self.clone().connection(socket))),
+                Err(cause) => {
+                    tracing::warn!(%cause, "could not accept a connection of the shim");
+                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+
+    async fn connection(self: Arc<Self>, socket: Socket) {
+        let (mut calls, emitter) = serve::<Request, Reply, Notice>(socket);
+        while let Some(call) = calls.next().await {
+            let call = match call {
+                Ok(call) => call,
+                Err(cause) => {
+                    tracing::warn!(%cause, "a connection of the shim broke");
+                    return;
+                }
+            };
+            // In the order of the calls: what is told before the answer to `Subscribe` is told on this connection.
+            if matches!(call.request, Request::Subscribe) {
+                self.subscribe(&emitter);
+            }
+            tokio::spawn(self.clone().answer(call.request, call.answer));
+        }
+    }
+
+    fn subscribe(&self, emitter: &Emitter<Reply, Notice>) {
+        let mut notices = self.common.outbox.subscribe();
+        let emitter = emitter.clone();
+        tokio::spawn(async move {
+            loop {
+                let notice = tokio::select! {
+                    () = emitter.closed() => return,
+                    notice = notices.recv() => notice,
+                };
+                let Some(notice) = notice else { return }; // another connection took over
+                if emitter.emit(notice, Vec::new()).await.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+
+    async fn answer(self: Arc<Self>, request: Request, answer: Answer<Reply, Notice>) {
+        let last = matches!(request, Request::Shutdown);
+        let reply = self.act(request).await.unwrap_or_else(Reply::Failed);
+        let _ = answer.reply(reply, Vec::new()).await; // a caller who left does not matter
+        if last {
+            self.shutdown.cancel();
+        }
+    }
+
+    async fn act(&self, request: Request) -> Result<Reply, Failure> {
+        match request {
+            Request::Hello => return Ok(Reply::Hello { version: VERSION, pid: std::process::id() }),
+            Request::Subscribe | Request::Shutdown => {}
+            Request::Acknowledge { id } => self.common.outbox.forget(&id),
+            Request::Precompile { module, digest } => drop(self.loader.load(&module, &digest).await?),
+            Request::Create(spec) => self.create(*spec).await?,
+            Request::Start { id } => self.find(&id)?.start()?,
+            Request::Stop { id, grace } => return Ok(Reply::Exit(self.find(&id)?.stop(grace).await)),
+            Request::Kill { id } => return Ok(Reply::Exit(self.find(&id)?.kill().await)),
+            Request::Remove { id } => self.remove(&id),
+            Request::ReopenLog { id } => {
+                let container = self.find(&id)?;
+                container.log.touch().map_err(|cause| Failure::Spec {
+                    why: format!("could not open the log {:?}: {cause}", container.log.path()),
+                })?;
+            }
+            Request::Status { id } => return Ok(Reply::Status(self.find(&id)?.status())),
+            Request::Stats { id } => return Ok(Reply::Stats(self.find(&id)?.stats())),
+            Request::List { after } => {
+                let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+                let containers = self.lock();
+                let page = containers.range((from, Bound::Unbounded)).take(LIST_PAGE);
+                return Ok(Reply::List(page.map(|(_, container)| self.list_one(container)).collect()));
+            }
+        }
+        Ok(Reply::Done)
+    }
+
+    fn list_one(&self, container: &Container) -> Listed {
+        let status = container.status();
+        let untold = match status.state {
+            State::Created | State::Running { .. } => true,
+            State::Exited { .. } => self.common.outbox.holds(&status.id),
+        };
+        Listed { status, untold }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Container>>> {
+        self.containers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn find(&self, id: &str) -> Result<Arc<Container>, Failure> {
+        self.lock().get(id).cloned().ok_or_else(|| Failure::Unknown { id: id.to_owned() })
+    }
+
+    async fn create(&self, mut spec: ContainerSpec) -> Result<(), Failure> {
+        let exists = |id: &str| Failure::Exists { id: id.to_owned() };
+        if self.lock().contains_key(&spec.id) {
+            return Err(exists(&spec.id));
+        }
+        check_mounts(&mut spec)?;
+        let loaded = self.loader.load(&spec.module, &spec.digest).await?;
+        let queue = self.pool.queue(spec.cpu);
+        let id = spec.id.clone();
+        let container = Container::new(spec, loaded, self.common.clone(), queue);
+        let mut containers = self.lock();
+        if containers.contains_key(&id) {
+            return Err(exists(&id)); // made by another call while this one loaded
+        }
+        containers.insert(id, container);
+        Ok(())
+    }
+
+    fn remove(&self, id: &str) {
+        let container = self.lock().remove(id);
+        if let Some(container) = container {
+            container.remove();
+        }
+        self.common.outbox.forget(id);
+    }
+}
+
+/// A guest is given directories; single files (such as Kubernetes' termination log) it cannot have.
+fn check_mounts(spec: &mut ContainerSpec) -> Result<(), Failure> {
+    for mount in &spec.mounts {
+        if !mount.host.exists() {
+            return Err(Failure::Spec { why: format!("{} does not exist", mount.host.display()) });
+        }
+    }
+    let id = &spec.id;
+    spec.mounts.retain(|mount| {
+        let directory = mount.host.is_dir();
+        if !directory {
+            tracing::warn!(id, guest = mount.guest, "a single file cannot be mounted in a wasm container");
+        }
+        directory
+    });
+    Ok(())
+}

@@ -1,0 +1,8 @@
+//! The wasm host as the shim sees it: a real process, real sockets, real components.
+
+mod cache;
+mod command;
+mod http;
+mod isolation;
+mod recovery;
+mod support;
