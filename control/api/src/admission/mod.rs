@@ -1,0 +1,74 @@
+//! What is done to a write between decoding and validation: an ordered table of plugins.
+
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+
+use crate::UserInfo;
+use crate::kinds::{Kind, Kinds, Subresource};
+use crate::status::Result;
+use crate::storage::Storage;
+
+mod namespace_lifecycle;
+mod node_restriction;
+mod pods;
+
+/// What is about to happen to the object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    Create,
+    Update,
+    Delete,
+}
+
+/// A write on its way to the store.
+pub struct Request<'a> {
+    pub operation: Operation,
+    pub kind: &'a Kind,
+    pub subresource: Option<Subresource>,
+    pub namespace: &'a str,
+    /// Empty for a create whose name is still to be generated.
+    pub name: &'a str,
+    pub user: &'a UserInfo,
+    /// The object as it is to be stored; for a delete as it is.
+    pub object: &'a mut Value,
+    pub old: Option<&'a Value>,
+    pub warnings: &'a mut Vec<String>,
+}
+
+/// What plugins look things up in.
+pub struct World<'a> {
+    pub storage: &'a dyn Storage,
+    pub kinds: &'a Kinds,
+}
+
+impl World<'_> {
+    /// A built-in object, decoded; `None` if it does not exist.
+    pub fn object(&self, group: &str, plural: &str, namespace: &str, name: &str) -> Option<Value> {
+        let kind = self.kinds.builtin(group, plural);
+        let stored = self.storage.get(kind.key(namespace, name).as_str())?;
+        serde_json::from_slice(&stored.value).ok()
+    }
+}
+
+type Plugin = fn(&mut Request<'_>, &World<'_>) -> Result<()>;
+
+/// The chain, in its order: later plugins see what earlier ones set.
+const CHAIN: &[(&str, Plugin)] = &[
+    ("NamespaceLifecycle", namespace_lifecycle::admit),
+    ("NodeRestriction", node_restriction::admit),
+    ("ServiceAccount", pods::service_account),
+    ("Priority", pods::priority),
+    ("RuntimeClass", pods::runtime_class),
+    ("DefaultTolerationSeconds", pods::default_toleration_seconds),
+];
+
+/// Runs the chain, except for the plugins that the server's configuration turned off.
+pub fn admit(request: &mut Request<'_>, world: &World<'_>, off: &BTreeSet<String>) -> Result<()> {
+    for (name, plugin) in CHAIN {
+        if !off.contains(*name) {
+            plugin(request, world)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,142 @@
+//! What pods get beside what their author wrote.
+
+use serde_json::{Value, json};
+
+use super::{Operation, Request, World};
+use crate::object::{child, entries, list, text};
+use crate::status::{Result, Status};
+
+/// Tolerated for this long after a node is gone, so that a short outage moves no pod; Kubernetes' default.
+const TOLERATION_SECONDS: i64 = 300;
+
+fn is_new_pod(request: &Request<'_>) -> bool {
+    request.operation == Operation::Create
+        && request.subresource.is_none()
+        && request.kind.group.is_empty()
+        && request.kind.plural == "pods"
+}
+
+/// Names the service account; it gets no token volume until tokens are issued.
+pub fn service_account(request: &mut Request<'_>, _world: &World<'_>) -> Result<()> {
+    if is_new_pod(request) {
+        let spec = child(request.object, "spec");
+        let named = spec.get("serviceAccountName").and_then(Value::as_str).filter(|name| !name.is_empty());
+        let name = named.unwrap_or("default").to_owned();
+        spec.insert("serviceAccountName".to_owned(), name.clone().into());
+        // The old name of the field is kept the same, as Kubernetes does.
+        spec.insert("serviceAccount".to_owned(), name.into());
+    }
+    Ok(())
+}
+
+/// Until PriorityClasses are served, the two built-in names and the default 0 are what there is.
+pub fn priority(request: &mut Request<'_>, _world: &World<'_>) -> Result<()> {
+    if !is_new_pod(request) {
+        return Ok(());
+    }
+    let class = text(request.object, "/spec/priorityClassName").to_owned();
+    let value = match class.as_str() {
+        "" => 0,
+        "system-cluster-critical" => 2_000_000_000_i64,
+        "system-node-critical" => 2_000_001_000,
+        other => {
+            let why = format!("no PriorityClass with name {other} was found");
+            return Err(Status::forbidden_kind(request.kind, request.name, &why));
+        }
+    };
+    let given = request.object.pointer("/spec/priority").and_then(Value::as_i64);
+    if given.is_some_and(|given| given != value) {
+        let why = format!(
+            "the integer value of priority ({}) must not be provided in pod spec; priority admission controller computed {value} from the given PriorityClass name",
+            given.unwrap_or_default()
+        );
+        return Err(Status::forbidden_kind(request.kind, request.name, &why));
+    }
+    let spec = child(request.object, "spec");
+    spec.insert("priority".to_owned(), value.into());
+    spec.entry("preemptionPolicy").or_insert_with(|| "PreemptLowerPriority".into());
+    Ok(())
+}
+
+/// Checks that the runtime class exists, and takes its overhead and scheduling over into the pod.
+pub fn runtime_class(request: &mut Request<'_>, world: &World<'_>) -> Result<()> {
+    if !is_new_pod(request) {
+        return Ok(());
+    }
+    let deny = |request: &Request<'_>, why: &str| Err(Status::forbidden_kind(request.kind, request.name, why));
+    let name = text(request.object, "/spec/runtimeClassName").to_owned();
+    let overhead = request.object.pointer("/spec/overhead").cloned();
+    if name.is_empty() {
+        return match overhead {
+            Some(overhead) if entries(&overhead, "").next().is_some() => {
+                deny(request, "pod rejected: Pod Overhead set without corresponding RuntimeClass defined Overhead")
+            }
+            _ => Ok(()),
+        };
+    }
+    let Some(class) = world.object("node.k8s.io", "runtimeclasses", "", &name) else {
+        return deny(request, &format!("pod rejected: RuntimeClass {name:?} not found"));
+    };
+    if let Some(fixed) = class.pointer("/overhead/podFixed") {
+        if overhead.as_ref().is_some_and(|overhead| overhead != fixed) {
+            return deny(
+                request,
+                "pod rejected: Pod's Overhead doesn't match RuntimeClass's defined Overhead",
+            );
+        }
+        child(request.object, "spec").insert("overhead".to_owned(), fixed.clone());
+    } else if overhead.is_some_and(|overhead| entries(&overhead, "").next().is_some()) {
+        return deny(request, "pod rejected: Pod Overhead set without corresponding RuntimeClass defined Overhead");
+    }
+    for (key, value) in entries(&class, "/scheduling/nodeSelector") {
+        let present = request.object.pointer("/spec/nodeSelector").and_then(|selector| selector.get(key));
+        if present.is_some_and(|present| present != value) {
+            let why = format!(
+                "conflict: runtimeClass.scheduling.nodeSelector[{key}] = {}; pod.spec.nodeSelector[{key}] = {}",
+                value.as_str().unwrap_or_default(),
+                present.and_then(Value::as_str).unwrap_or_default()
+            );
+            return deny(request, &why);
+        }
+        let spec = child(request.object, "spec");
+        let selector = spec.entry("nodeSelector").or_insert_with(|| json!({}));
+        crate::object::map(selector).insert(key.to_owned(), value.clone());
+    }
+    add_tolerations(request.object, list(&class, "/scheduling/tolerations").to_vec());
+    Ok(())
+}
+
+pub fn default_toleration_seconds(request: &mut Request<'_>, _world: &World<'_>) -> Result<()> {
+    if !is_new_pod(request) {
+        return Ok(());
+    }
+    let missing = ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"].into_iter().filter(|taint| {
+        !list(request.object, "/spec/tolerations").iter().any(|toleration| {
+            let (key, effect) = (text(toleration, "/key"), text(toleration, "/effect"));
+            (key == *taint || key.is_empty()) && (effect == "NoExecute" || effect.is_empty())
+        })
+    });
+    let added = missing
+        .map(|taint| {
+            json!({
+                "key": taint, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": TOLERATION_SECONDS,
+            })
+        })
+        .collect();
+    add_tolerations(request.object, added);
+    Ok(())
+}
+
+fn add_tolerations(pod: &mut Value, added: Vec<Value>) {
+    if added.is_empty() {
+        return;
+    }
+    let tolerations = child(pod, "spec").entry("tolerations").or_insert_with(|| json!([]));
+    if let Some(tolerations) = tolerations.as_array_mut() {
+        for toleration in added {
+            if !tolerations.contains(&toleration) {
+                tolerations.push(toleration);
+            }
+        }
+    }
+}

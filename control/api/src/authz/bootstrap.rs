@@ -1,0 +1,218 @@
+//! The roles and bindings every cluster has, and the other objects that exist from the start.
+
+use serde_json::{Value, json};
+
+const RBAC: &str = "rbac.authorization.k8s.io";
+
+/// An object to be there, with the group and plural it belongs to.
+pub struct Bootstrap {
+    pub group: &'static str,
+    pub plural: &'static str,
+    pub object: Value,
+}
+
+fn rule(groups: &[&str], resources: &[&str], verbs: &[&str]) -> Value {
+    json!({"apiGroups": groups, "resources": resources, "verbs": verbs})
+}
+
+fn paths(urls: &[&str], verbs: &[&str]) -> Value {
+    json!({"nonResourceURLs": urls, "verbs": verbs})
+}
+
+fn metadata(name: &str) -> Value {
+    json!({
+        "name": name,
+        "labels": {"kubernetes.io/bootstrapping": "rbac-defaults"},
+        "annotations": {"rbac.authorization.kubernetes.io/autoupdate": "true"},
+    })
+}
+
+fn role(name: &str, rules: Vec<Value>) -> Bootstrap {
+    let object = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": metadata(name), "rules": rules,
+    });
+    Bootstrap { group: RBAC, plural: "clusterroles", object }
+}
+
+fn binding(name: &str, role: &str, kind: &str, subjects: &[&str]) -> Bootstrap {
+    let subjects: Vec<Value> =
+        subjects.iter().map(|subject| json!({"apiGroup": RBAC, "kind": kind, "name": subject})).collect();
+    let object = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": metadata(name),
+        "roleRef": {"apiGroup": RBAC, "kind": "ClusterRole", "name": role}, "subjects": subjects,
+    });
+    Bootstrap { group: RBAC, plural: "clusterrolebindings", object }
+}
+
+const READ: &[&str] = &["get", "list", "watch"];
+const WRITE: &[&str] = &["create", "delete", "deletecollection", "patch", "update"];
+const ALL: &[&str] = &["*"];
+
+/// What may be seen in a namespace: everything but Secrets and RBAC.
+fn view_rules() -> Vec<Value> {
+    vec![
+        rule(
+            &[""],
+            &[
+                "bindings", "configmaps", "events", "limitranges", "namespaces", "namespaces/status", "pods", "pods/log",
+                "pods/status", "replicationcontrollers", "resourcequotas", "serviceaccounts", "services", "services/status",
+                "endpoints", "persistentvolumeclaims",
+            ],
+            READ,
+        ),
+        rule(
+            &["apps"],
+            &[
+                "controllerrevisions", "daemonsets", "daemonsets/status", "deployments", "deployments/scale",
+                "deployments/status", "replicasets", "replicasets/scale", "replicasets/status", "statefulsets",
+                "statefulsets/scale", "statefulsets/status",
+            ],
+            READ,
+        ),
+        rule(&["batch"], &["jobs", "jobs/status", "cronjobs", "cronjobs/status"], READ),
+        rule(&["discovery.k8s.io"], &["endpointslices"], READ),
+        rule(&["networking.k8s.io"], &["ingresses", "ingresses/status", "networkpolicies"], READ),
+        rule(&["events.k8s.io"], &["events"], READ),
+    ]
+}
+
+fn edit_rules() -> Vec<Value> {
+    let mut rules = view_rules();
+    rules.extend([
+        rule(
+            &[""],
+            &[
+                "configmaps", "events", "persistentvolumeclaims", "pods", "replicationcontrollers",
+                "secrets", "serviceaccounts", "services",
+            ],
+            WRITE,
+        ),
+        rule(&[""], &["secrets"], READ),
+        rule(&[""], &["pods/attach", "pods/exec", "pods/portforward", "pods/proxy", "services/proxy"], &["get", "create"]),
+        rule(&[""], &["pods/eviction"], &["create"]),
+        rule(
+            &["apps"],
+            &[
+                "daemonsets", "deployments", "deployments/rollback", "deployments/scale", "replicasets",
+                "replicasets/scale", "statefulsets", "statefulsets/scale",
+            ],
+            WRITE,
+        ),
+        rule(&["batch"], &["jobs", "cronjobs"], WRITE),
+        rule(&["networking.k8s.io"], &["ingresses", "networkpolicies"], WRITE),
+        rule(&["coordination.k8s.io"], &["leases"], &["get", "list", "watch", "create", "delete", "deletecollection", "patch", "update"]),
+    ]);
+    rules
+}
+
+fn admin_rules() -> Vec<Value> {
+    let mut rules = edit_rules();
+    rules.push(rule(&[RBAC], &["roles", "rolebindings"], &[READ, WRITE].concat()));
+    rules
+}
+
+/// Roles first, so that bindings find theirs.
+pub fn rbac() -> Vec<Bootstrap> {
+    let events = || rule(&["", "events.k8s.io"], &["events"], &["create", "patch", "update"]);
+    let discovery = ["/api", "/api/*", "/apis", "/apis/*", "/healthz", "/livez", "/openapi", "/openapi/*", "/readyz", "/version", "/version/"];
+    vec![
+        role("cluster-admin", vec![rule(ALL, ALL, ALL), paths(ALL, ALL)]),
+        role("admin", admin_rules()),
+        role("edit", edit_rules()),
+        role("view", view_rules()),
+        role("system:discovery", vec![paths(&discovery, &["get"])]),
+        role(
+            "system:public-info-viewer",
+            vec![paths(&["/healthz", "/livez", "/readyz", "/version", "/version/"], &["get"])],
+        ),
+        role(
+            "system:basic-user",
+            vec![
+                rule(&["authorization.k8s.io"], &["selfsubjectaccessreviews", "selfsubjectrulesreviews"], &["create"]),
+                rule(&["authentication.k8s.io"], &["selfsubjectreviews"], &["create"]),
+            ],
+        ),
+        role(
+            "system:kube-scheduler",
+            vec![
+                events(),
+                rule(&["coordination.k8s.io"], &["leases"], &["create", "get", "list", "update", "watch", "patch"]),
+                rule(&[""], &["nodes", "namespaces", "services", "replicationcontrollers", "persistentvolumeclaims", "persistentvolumes"], READ),
+                rule(&[""], &["pods"], &["get", "list", "watch", "delete"]),
+                rule(&[""], &["bindings", "pods/binding"], &["create"]),
+                rule(&[""], &["pods/status"], &["patch", "update"]),
+                rule(&["apps"], &["replicasets", "statefulsets"], READ),
+                rule(&["node.k8s.io"], &["runtimeclasses"], READ),
+            ],
+        ),
+        // In Kubernetes each controller has a service account; here they are one user until service accounts have
+        // tokens. Garbage collection and namespace deletion touch every kind.
+        role(
+            "system:kube-controller-manager",
+            vec![
+                events(),
+                rule(ALL, ALL, READ),
+                rule(ALL, ALL, &["delete", "deletecollection", "patch", "update"]),
+                rule(&[""], &["namespaces/finalize", "namespaces/status", "nodes/status", "pods/status"], &["update", "patch"]),
+                rule(&[""], &["pods", "serviceaccounts", "configmaps", "secrets", "endpoints"], &["create"]),
+                rule(&[""], &["serviceaccounts/token"], &["create"]),
+                rule(&["apps"], &["replicasets", "controllerrevisions"], &["create"]),
+                rule(&["batch"], &["jobs"], &["create"]),
+                rule(&["discovery.k8s.io"], &["endpointslices"], &["create"]),
+                rule(&["coordination.k8s.io"], &["leases"], &["create"]),
+            ],
+        ),
+        // Granted by the node authorizer, not by a binding; it is here for who looks it up.
+        role(
+            "system:node",
+            vec![
+                rule(&[""], &["nodes"], &["create", "get", "list", "watch", "update", "patch"]),
+                rule(&[""], &["nodes/status"], &["update", "patch"]),
+                rule(&[""], &["pods"], &["get", "list", "watch", "delete"]),
+                rule(&[""], &["pods/status"], &["get", "update", "patch"]),
+                rule(&[""], &["pods/eviction"], &["create"]),
+                rule(&[""], &["secrets", "configmaps"], &["get"]),
+                rule(&[""], &["services"], READ),
+                rule(&["coordination.k8s.io"], &["leases"], &["create", "delete", "get", "patch", "update"]),
+                rule(&["node.k8s.io"], &["runtimeclasses"], READ),
+                events(),
+            ],
+        ),
+        role("wharf:registry-puller", vec![paths(&["/v2/*", "/v2"], &["get", "head"])]),
+        role("wharf:registry-pusher", vec![paths(&["/v2/*", "/v2"], ALL)]),
+        binding("cluster-admin", "cluster-admin", "Group", &["system:masters"]),
+        binding("system:discovery", "system:discovery", "Group", &["system:authenticated"]),
+        binding("system:basic-user", "system:basic-user", "Group", &["system:authenticated"]),
+        binding(
+            "system:public-info-viewer",
+            "system:public-info-viewer",
+            "Group",
+            &["system:authenticated", "system:unauthenticated"],
+        ),
+        binding("system:kube-scheduler", "system:kube-scheduler", "User", &["system:kube-scheduler"]),
+        binding(
+            "system:kube-controller-manager",
+            "system:kube-controller-manager",
+            "User",
+            &["system:kube-controller-manager"],
+        ),
+        binding("wharf:registry-puller", "wharf:registry-puller", "Group", &["system:nodes"]),
+    ]
+}
+
+/// The namespaces and runtime classes of every cluster.
+pub fn objects() -> Vec<Bootstrap> {
+    let namespaces = ["default", "kube-system", "kube-public", "kube-node-lease"].into_iter().map(|name| Bootstrap {
+        group: "",
+        plural: "namespaces",
+        object: json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}),
+    });
+    let classes = ["wasm", "oci"].into_iter().map(|name| Bootstrap {
+        group: "node.k8s.io",
+        plural: "runtimeclasses",
+        object: json!({
+            "apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": name}, "handler": name,
+        }),
+    });
+    namespaces.chain(classes).collect()
+}

@@ -1,0 +1,50 @@
+//! The built-in kinds.
+
+use super::Subresource::{Binding, Eviction, Finalize, Log, PortForward, Scale, Status};
+use super::{Kind, columns, config, deployment, event, lease, namespace, node, pod, rbac, replicaset, runtimeclass, service};
+
+const RBAC: &str = "rbac.authorization.k8s.io";
+
+#[rustfmt::skip]
+pub fn rows() -> Vec<Kind> {
+    vec![
+        Kind::new("", "v1", "ConfigMap", "configmaps").short_names(&["cm"])
+            .columns(columns::CONFIG_MAP).strategy(&config::ConfigMap),
+        Kind::new("", "v1", "Event", "events").short_names(&["ev"])
+            .fields(event::FIELDS).columns(columns::EVENT).strategy(&event::Event),
+        Kind::new("", "v1", "Namespace", "namespaces").short_names(&["ns"]).cluster_wide()
+            .subresources(&[Status, Finalize]).fields(&["status.phase"])
+            .columns(columns::NAMESPACE).strategy(&namespace::Namespace),
+        Kind::new("", "v1", "Node", "nodes").short_names(&["no"]).cluster_wide()
+            .subresources(&[Status]).fields(&["spec.unschedulable"])
+            .columns(columns::NODE).strategy(&node::Node),
+        Kind::new("", "v1", "Pod", "pods").short_names(&["po"]).categories(&["all"])
+            .subresources(&[Status, Binding, Eviction, Log, PortForward]).fields(pod::FIELDS)
+            .columns(columns::POD).strategy(&pod::Pod),
+        Kind::new("", "v1", "Secret", "secrets").fields(&["type"])
+            .columns(columns::SECRET).strategy(&config::Secret),
+        Kind::new("", "v1", "Service", "services").short_names(&["svc"]).categories(&["all"])
+            .subresources(&[Status]).fields(&["spec.clusterIP", "spec.type"])
+            .columns(columns::SERVICE).strategy(&service::Service),
+        Kind::new("", "v1", "ServiceAccount", "serviceaccounts").short_names(&["sa"])
+            .columns(columns::SERVICE_ACCOUNT),
+        Kind::new("apps", "v1", "Deployment", "deployments").short_names(&["deploy"]).categories(&["all"])
+            .subresources(&[Status, Scale])
+            .columns(columns::DEPLOYMENT).strategy(&deployment::Deployment),
+        Kind::new("apps", "v1", "ReplicaSet", "replicasets").short_names(&["rs"]).categories(&["all"])
+            .subresources(&[Status, Scale]).fields(&["status.replicas"])
+            .columns(columns::REPLICA_SET).strategy(&replicaset::ReplicaSet),
+        Kind::new("coordination.k8s.io", "v1", "Lease", "leases")
+            .columns(columns::LEASE).strategy(&lease::Lease),
+        Kind::new("node.k8s.io", "v1", "RuntimeClass", "runtimeclasses").cluster_wide()
+            .columns(columns::RUNTIME_CLASS).strategy(&runtimeclass::RuntimeClass),
+        Kind::new(RBAC, "v1", "ClusterRole", "clusterroles").cluster_wide()
+            .columns(columns::ROLE).strategy(&rbac::ClusterRole),
+        Kind::new(RBAC, "v1", "ClusterRoleBinding", "clusterrolebindings").cluster_wide()
+            .columns(columns::ROLE_BINDING).strategy(&rbac::Binding { cluster: true }),
+        Kind::new(RBAC, "v1", "Role", "roles")
+            .columns(columns::ROLE).strategy(&rbac::Role),
+        Kind::new(RBAC, "v1", "RoleBinding", "rolebindings")
+            .columns(columns::ROLE_BINDING).strategy(&rbac::Binding { cluster: false }),
+    ]
+}

@@ -1,0 +1,439 @@
+//! The server itself: what it holds, how it starts, and the way of one request.
+
+use std::collections::BTreeSet;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::FutureExt;
+use http::{Method, Request, Response};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde_json::{Value, json};
+use tokio::sync::Semaphore;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tower::ServiceExt;
+use tracing::{error, warn};
+use wharf_store::{Cache, Store};
+
+use crate::authz::rbac::{self, Rbac};
+use crate::authz::{self, Action, Attributes, Authorizer, bootstrap, node::NodeAuthorizer};
+use crate::encode;
+use crate::kinds::{Kind, Kinds, Subresource};
+use crate::metrics::{Labels, Metrics};
+use crate::represent::{json_response, typed_response};
+use crate::request::{Query, ResourcePath, Verb};
+use crate::schema::Validation;
+use crate::select::Selection;
+use crate::status::{Result, Status};
+use crate::storage::Storage;
+use crate::user::{Authenticator, BearerTokens, ClientCertificates, MASTERS, Peer};
+use crate::verbs::{Call, WriteOptions, write::Track};
+use crate::{Body, Config, Error, Extra, UserInfo, discovery, object};
+
+/// Bodies of API requests; the value of kube-apiserver.
+const BODY_MAX: usize = 3 << 20;
+
+/// What all handles share.
+pub struct Inner {
+    pub kinds: Kinds,
+    pub storage: Arc<dyn Storage>,
+    pub rbac: Arc<Rbac>,
+    pub authenticators: Vec<Arc<dyn Authenticator>>,
+    pub authorizers: Vec<Arc<dyn Authorizer>>,
+    pub admission_off: BTreeSet<String>,
+    pub metrics: Metrics,
+    pub kubelet: Option<tokio_rustls::TlsConnector>,
+    /// Cancelled when the last handle is dropped.
+    pub stop: CancellationToken,
+    pub tls: Option<Arc<rustls::ServerConfig>>,
+    extra: Vec<(String, Extra)>,
+    version: String,
+    in_flight: Semaphore,
+    request_timeout: Duration,
+    _stop: DropGuard,
+}
+
+/// Whom a request comes from.
+#[derive(Clone)]
+pub enum Origin {
+    /// A connection; the credentials are in it and in the headers.
+    Peer(Peer),
+    /// This process, which says who it is.
+    User(Arc<UserInfo>),
+}
+
+/// Ends what streams on a connection; in the extensions of its requests.
+#[derive(Clone)]
+pub struct Drain(pub CancellationToken);
+
+impl Inner {
+    pub async fn start<S: Store>(config: Config, store: Arc<S>) -> Result<Arc<Self>, Error> {
+        let kinds = Kinds::new(config.kinds)?;
+        let stop = CancellationToken::new();
+        let pointers: Vec<(String, Vec<String>)> =
+            kinds.rows().iter().map(|kind| (kind.prefix(), kind.field_pointers())).collect();
+        let decode = move |key: &wharf_store::Key, value: &Bytes| {
+            let own = pointers.iter().find(|(prefix, _)| key.as_str().starts_with(prefix.as_str()));
+            let own: Vec<&str> = own.map(|(_, own)| own.iter().map(String::as_str).collect()).unwrap_or_default();
+            encode::facts(value, &own)
+        };
+        let guard = stop.clone().drop_guard();
+        let cache = Cache::start(store, decode, stop.clone()).await.map_err(Error::Store)?;
+        let storage: Arc<dyn Storage> = Arc::new(cache);
+        let rbac = Arc::new(Rbac::default());
+        let node: Arc<dyn Authorizer> = Arc::new(NodeAuthorizer { storage: storage.clone() });
+        let inner = Arc::new(Self {
+            kinds,
+            storage: storage.clone(),
+            authenticators: vec![Arc::new(ClientCertificates), Arc::new(BearerTokens)],
+            authorizers: vec![Arc::new(authz::Masters), node, rbac.clone()],
+            rbac,
+            admission_off: config.disabled_admission,
+            metrics: Metrics::default(),
+            kubelet: config.kubelet_client.map(tokio_rustls::TlsConnector::from),
+            stop: stop.clone(),
+            tls: config.tls,
+            extra: config.extra,
+            version: config.version,
+            in_flight: Semaphore::new(config.max_in_flight),
+            request_timeout: config.request_timeout,
+            _stop: guard,
+        });
+        inner.clone().make_initial_objects().await.map_err(Error::Bootstrap)?;
+        let from = inner.rbac.refresh(&*storage).await.map_err(Error::Store)?;
+        tokio::spawn(follow_rbac(inner.rbac.clone(), storage, from, stop));
+        Ok(inner)
+    }
+
+    /// Makes what every cluster has from the start, and adds what a newer version brought to the default roles.
+    async fn make_initial_objects(self: Arc<Self>) -> Result<()> {
+        let admin = Arc::new(UserInfo::admin());
+        let options = WriteOptions {
+            dry_run: false,
+            manager: "wharf".to_owned(),
+            validation: Validation::Strict,
+            force: None,
+        };
+        for wanted in bootstrap::objects().into_iter().chain(bootstrap::rbac()) {
+            let kind = self.kinds.builtin(wanted.group, wanted.plural).clone();
+            let name = object::name(&wanted.object).to_owned();
+            let path = ResourcePath {
+                group: kind.group.to_string(),
+                version: kind.version.to_string(),
+                resource: kind.plural.to_string(),
+                name: name.clone(),
+                ..ResourcePath::default()
+            };
+            let mut call = Call {
+                server: self.clone(),
+                path,
+                kind,
+                query: Query::default(),
+                raw_query: String::new(),
+                headers: http::HeaderMap::new(),
+                user: admin.clone(),
+                selection: Selection::default(),
+                stop: self.stop.clone(),
+                warnings: Vec::new(),
+            };
+            if self.storage.get(call.key().as_str()).is_none() {
+                match call.create_object(wanted.object, &options, Track::Update).await {
+                    Err(status) if status.reason() == "AlreadyExists" => {}
+                    Err(status) => return Err(status),
+                    Ok(_) => {}
+                }
+            } else if !wanted.object["rules"].is_null() {
+                call.add_missing_rules(&wanted.object, &options).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Answers any request; never fails and never panics.
+    pub async fn handle(self: Arc<Self>, request: Request<Body>, origin: Origin) -> Response<Body> {
+        let mut labels = Labels {
+            user: String::new(),
+            verb: request.method().as_str().to_ascii_lowercase(),
+            group: String::new(),
+            resource: String::new(),
+            subresource: String::new(),
+            code: 0,
+        };
+        let answer = AssertUnwindSafe(self.clone().answer(request, origin, &mut labels)).catch_unwind().await;
+        let response = match answer {
+            Ok(Ok(response)) => response,
+            Ok(Err(status)) => status.into_response(),
+            Err(panic) => {
+                let text = panic.downcast_ref::<String>().map(String::as_str);
+                let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("unknown");
+                error!(panic = text, verb = labels.verb, resource = labels.resource, "a request panicked");
+                Status::internal("the request could not be handled").into_response()
+            }
+        };
+        labels.code = response.status().as_u16();
+        self.metrics.count(labels);
+        response
+    }
+
+    async fn answer(
+        self: Arc<Self>,
+        request: Request<Body>,
+        origin: Origin,
+        labels: &mut Labels,
+    ) -> Result<Response<Body>> {
+        let user = match &origin {
+            Origin::User(user) => user.clone(),
+            Origin::Peer(peer) => self.authenticate(peer, request.headers())?,
+        };
+        labels.user.clone_from(&user.name);
+        let path = request.uri().path().to_owned();
+        for (prefix, service) in &self.extra {
+            if path.starts_with(prefix.as_str()) || path == prefix.trim_end_matches('/') {
+                if user.is_anonymous() {
+                    return Err(Status::challenge("Basic realm=\"wharf\""));
+                }
+                let verb = request.method().as_str().to_ascii_lowercase();
+                authz::check(&self.authorizers, &Attributes { user: &user, verb: &verb, action: Action::Path(&path) })?;
+                let mut request = request;
+                request.extensions_mut().insert((*user).clone());
+                let Ok(response) = service.clone().oneshot(request).await;
+                return Ok(response);
+            }
+        }
+        match ResourcePath::parse(&path)? {
+            Some(resource) if !resource.resource.is_empty() => self.resource(request, user, resource, labels).await,
+            other => {
+                let verb = request.method().as_str().to_ascii_lowercase();
+                authz::check(&self.authorizers, &Attributes { user: &user, verb: &verb, action: Action::Path(&path) })?;
+                self.other(&request, &path, other)
+            }
+        }
+    }
+
+    fn authenticate(&self, peer: &Peer, headers: &http::HeaderMap) -> Result<Arc<UserInfo>> {
+        for authenticator in &self.authenticators {
+            if let Some(user) = authenticator.authenticate(peer, headers)? {
+                return Ok(user);
+            }
+        }
+        Ok(Arc::new(UserInfo::anonymous()))
+    }
+
+    /// Paths of no resource.
+    fn other(&self, request: &Request<Body>, path: &str, resource: Option<ResourcePath>) -> Result<Response<Body>> {
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            return Err(Status::method_not_allowed());
+        }
+        if let Some(resource) = resource {
+            return discovery::resources(&self.kinds, &resource.group, &resource.version);
+        }
+        match path.strip_suffix('/').unwrap_or(path) {
+            "/healthz" | "/livez" | "/readyz" => Ok(typed_response(200, "text/plain; charset=utf-8", "ok")),
+            "/version" => Ok(json_response(200, self.version().to_string())),
+            "/metrics" => {
+                let text = self.metrics.text(self.storage.revision().0);
+                Ok(typed_response(200, "text/plain; version=0.0.4", text))
+            }
+            "/api" => Ok(discovery::roots(&self.kinds, request.headers(), true)),
+            "/apis" => Ok(discovery::roots(&self.kinds, request.headers(), false)),
+            "" => {
+                let groups = self.kinds.rows().iter().map(|kind| match kind.group.is_empty() {
+                    true => "/api/v1".to_owned(),
+                    false => format!("/apis/{}", kind.api_version()),
+                });
+                let own = ["/api", "/apis", "/healthz", "/livez", "/metrics", "/readyz", "/version"];
+                let paths: BTreeSet<String> = groups.chain(own.map(str::to_owned)).collect();
+                Ok(json_response(200, json!({"paths": paths}).to_string()))
+            }
+            other => match other.strip_prefix("/apis/") {
+                Some(group) if !group.contains('/') => discovery::one_group(&self.kinds, group),
+                _ => Err(Status::no_route()),
+            },
+        }
+    }
+
+    fn version(&self) -> Value {
+        let mut numbers = self.version.trim_start_matches('v').split(['.', '-', '+']);
+        let (major, minor) = (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default());
+        json!({
+            "major": major, "minor": minor, "gitVersion": self.version, "gitCommit": "", "gitTreeState": "",
+            "buildDate": "1970-01-01T00:00:00Z", "goVersion": "", "compiler": "rustc",
+            "platform": format!("{}/{}", std::env::consts::OS, go_arch()),
+        })
+    }
+
+    async fn resource(
+        self: Arc<Self>,
+        request: Request<Body>,
+        user: Arc<UserInfo>,
+        path: ResourcePath,
+        labels: &mut Labels,
+    ) -> Result<Response<Body>> {
+        let query = Query::parse(request.uri())?;
+        let verb = Verb::of(request.method(), &path, &query)?.ok_or_else(Status::method_not_allowed)?;
+        labels.verb = verb.as_str().to_owned();
+        let kind = self.kinds.get(&path.group, &path.version, &path.resource).cloned();
+        if let Some(kind) = &kind {
+            // Only names that exist become labels.
+            labels.group = kind.group.to_string();
+            labels.resource = kind.plural.to_string();
+            labels.subresource = Subresource::parse(&path.subresource).map_or("", Subresource::as_str).to_owned();
+        }
+        let selection = match &kind {
+            Some(kind) if path.name.is_empty() => Selection::parse(kind, &query)?,
+            _ => Selection::default(),
+        };
+        let whole_namespace = path.group.is_empty() && path.resource == "namespaces";
+        let action = Action::Resource {
+            group: &path.group,
+            resource: &path.resource,
+            subresource: &path.subresource,
+            // A Role in a namespace can allow to read that namespace.
+            namespace: if whole_namespace { &path.name } else { &path.namespace },
+            name: match verb {
+                Verb::List | Verb::Watch => selection.name().unwrap_or_default(),
+                _ => &path.name,
+            },
+            fields: selection.exact(),
+        };
+        authz::check(&self.authorizers, &Attributes { user: &user, verb: verb.as_str(), action })?;
+        let kind = kind.ok_or_else(Status::no_route)?;
+        check_scope(&kind, &path, verb)?;
+        let (parts, body) = request.into_parts();
+        let stop = parts.extensions.get::<Drain>().map_or_else(CancellationToken::new, |drain| drain.0.clone());
+        let mut call = Call {
+            server: self.clone(),
+            kind,
+            path,
+            query,
+            raw_query: parts.uri.query().unwrap_or_default().to_owned(),
+            headers: parts.headers.clone(),
+            user,
+            selection,
+            stop,
+            warnings: Vec::new(),
+        };
+        let subresource = match call.path.subresource.as_str() {
+            "" => None,
+            name => Some(
+                Subresource::parse(name)
+                    .filter(|sub| call.kind.has(*sub) && call.path.rest.is_empty())
+                    .ok_or_else(Status::no_route)?,
+            ),
+        };
+        match subresource {
+            Some(Subresource::Log) if verb == Verb::Get => return call.log().await,
+            Some(Subresource::PortForward) if matches!(verb, Verb::Get | Verb::Create) => {
+                return call.port_forward(Request::from_parts(parts, body)).await;
+            }
+            None if verb == Verb::Watch => return call.watch().await,
+            _ => {}
+        }
+        let _permit = match call.user.in_group(MASTERS) {
+            true => None,
+            false => Some(self.in_flight.try_acquire().map_err(|_| Status::too_many_requests())?),
+        };
+        let work = async {
+            let body = read_body(body).await?;
+            let response = call.run(verb, subresource, body).await?;
+            Ok(call.warn(response))
+        };
+        tokio::time::timeout(self.request_timeout, work).await.unwrap_or_else(|_| Err(Status::timeout()))
+    }
+}
+
+fn go_arch() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+fn check_scope(kind: &Kind, path: &ResourcePath, verb: Verb) -> Result<()> {
+    if !kind.namespaced && !path.namespace.is_empty() {
+        return Err(Status::no_route());
+    }
+    if kind.namespaced && path.namespace.is_empty() {
+        return match verb {
+            Verb::List | Verb::Watch => Ok(()),
+            Verb::Create | Verb::DeleteCollection if path.name.is_empty() => Err(Status::method_not_allowed()),
+            _ => Err(Status::no_route()),
+        };
+    }
+    match verb {
+        // A PUT or PATCH needs a name; a POST has one only with a subresource.
+        Verb::Update | Verb::Patch if path.name.is_empty() => Err(Status::method_not_allowed()),
+        Verb::Create if !path.name.is_empty() && path.subresource.is_empty() => Err(Status::method_not_allowed()),
+        Verb::DeleteCollection if kind.group.is_empty() && kind.plural == "namespaces" => {
+            Err(Status::method_not_allowed())
+        }
+        _ => Ok(()),
+    }
+}
+
+async fn read_body(body: Body) -> Result<Bytes> {
+    match Limited::new(body, BODY_MAX).collect().await {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(error) if error.downcast_ref::<LengthLimitError>().is_some() => Err(Status::too_large_body(BODY_MAX)),
+        Err(error) => Err(Status::bad_request(format!("the body could not be read: {error}"))),
+    }
+}
+
+impl Call {
+    /// What is answered at once.
+    async fn run(&mut self, verb: Verb, subresource: Option<Subresource>, body: Bytes) -> Result<Response<Body>> {
+        match (subresource, verb) {
+            (None, Verb::Create) => self.create(body).await,
+            (None | Some(Subresource::Status), Verb::Get) => self.get().await,
+            (None, Verb::List) => self.list().await,
+            (None, Verb::Delete) => self.delete(body).await,
+            (None, Verb::DeleteCollection) => self.delete_collection(body).await,
+            (None | Some(Subresource::Status), Verb::Update) => self.update(body, subresource).await,
+            (None | Some(Subresource::Status), Verb::Patch) => self.patch(body, subresource).await,
+            (Some(Subresource::Scale), Verb::Get) => self.get_scale(),
+            (Some(Subresource::Scale), Verb::Update | Verb::Patch) => self.set_scale(verb, body).await,
+            (Some(Subresource::Binding), Verb::Create) => self.bind(body).await,
+            (Some(Subresource::Eviction), Verb::Create) => self.evict(body).await,
+            (Some(Subresource::Finalize), Verb::Update) => self.finalize(body).await,
+            _ => Err(Status::method_not_allowed()),
+        }
+    }
+}
+
+/// Keeps the role index up to date until `stop`.
+async fn follow_rbac(rbac: Arc<Rbac>, storage: Arc<dyn Storage>, mut from: wharf_store::Revision, stop: CancellationToken) {
+    loop {
+        let followed = tokio::select! {
+            () = stop.cancelled() => return,
+            followed = follow_rbac_once(&rbac, &*storage, &mut from) => followed,
+        };
+        if let Err(error) = followed {
+            match error {
+                wharf_store::Error::Closed => return,
+                error => warn!(error = %wharf_kit::chain(&error), "the watch on roles failed and begins anew"),
+            }
+            match rbac.refresh(&*storage).await {
+                Ok(revision) => from = revision,
+                Err(_) => tokio::time::sleep(Duration::from_secs(1)).await,
+            }
+        }
+    }
+}
+
+async fn follow_rbac_once(
+    rbac: &Rbac,
+    storage: &dyn Storage,
+    from: &mut wharf_store::Revision,
+) -> Result<(), wharf_store::Error> {
+    let mut watcher = storage.watch(rbac::PREFIX, *from).await?;
+    loop {
+        watcher.next().await?;
+        // One refresh for all changes that are there.
+        while let Some(more) = watcher.try_next() {
+            more?;
+        }
+        *from = rbac.refresh(storage).await?;
+    }
+}

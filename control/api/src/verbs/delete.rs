@@ -1,0 +1,243 @@
+//! delete and deletecollection.
+
+use bytes::Bytes;
+use http::Response;
+use serde::Deserialize;
+use serde_json::Value;
+use wharf_store::{Error as StoreError, Revision, Write};
+
+use super::{Call, dry_run, store_failed};
+use crate::Body;
+use crate::admission::Operation;
+use crate::encode;
+use crate::object::{self, finalizers, metadata, number, terminating, text};
+use crate::represent::{self, Form, json_response};
+use crate::status::{FieldError, Result, Status};
+
+const ATTEMPTS: usize = 32;
+
+/// `DeleteOptions`, from the body, else from the query.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Options {
+    kind: Option<String>,
+    grace_period_seconds: Option<i64>,
+    propagation_policy: Option<String>,
+    orphan_dependents: Option<bool>,
+    preconditions: Option<Preconditions>,
+    dry_run: Vec<String>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Preconditions {
+    uid: Option<String>,
+    resource_version: Option<String>,
+}
+
+/// What a delete did.
+pub enum Deleted {
+    /// The object is gone.
+    Now { name: String, uid: String, value: Bytes, revision: Revision },
+    /// It lives on until its grace is over and its finalizers are gone.
+    Later { value: Bytes, revision: Revision },
+}
+
+impl Call {
+    fn delete_options(&self, body: &[u8]) -> Result<Options> {
+        let mut options = match body.iter().all(u8::is_ascii_whitespace) {
+            true => Options::default(),
+            false => match self.body_format()? {
+                crate::schema::Format::Json => serde_json::from_slice(body)
+                    .map_err(|error| Status::bad_request(format!("the body is no DeleteOptions: {error}")))?,
+                crate::schema::Format::Yaml => serde_yaml::from_slice(body)
+                    .map_err(|error| Status::bad_request(format!("the body is no DeleteOptions: {error}")))?,
+            },
+        };
+        if let Some(kind) = options.kind.as_deref().filter(|kind| *kind != "DeleteOptions") {
+            return Err(Status::bad_request(format!("the body is a {kind}, not DeleteOptions")));
+        }
+        if let Some(seconds) = self.query.number("gracePeriodSeconds")? {
+            options.grace_period_seconds = Some(seconds);
+        }
+        if let Some(policy) = self.query.text("propagationPolicy") {
+            options.propagation_policy = Some(policy.to_owned());
+        }
+        if let Some(orphan) = self.query.maybe_flag("orphanDependents")? {
+            options.orphan_dependents = Some(orphan);
+        }
+        options.dry_run.extend(self.query.all("dryRun").map(str::to_owned));
+        let invalid = |error| Err(Status::invalid("meta.k8s.io", "DeleteOptions", "", vec![error]));
+        if options.orphan_dependents.is_some() && options.propagation_policy.is_some() {
+            return invalid(FieldError::invalid(
+                "propagationPolicy",
+                options.propagation_policy.unwrap_or_default(),
+                "orphanDependents and deletionPropagation cannot be both set",
+            ));
+        }
+        match options.propagation_policy.as_deref() {
+            None | Some("Orphan" | "Background" | "Foreground") => Ok(options),
+            Some(other) => invalid(FieldError::not_supported(
+                "propagationPolicy",
+                other,
+                &["Background", "Foreground", "Orphan"],
+            )),
+        }
+    }
+
+    pub async fn delete(&mut self, body: Bytes) -> Result<Response<Body>> {
+        let options = self.delete_options(&body)?;
+        let form = self.form()?;
+        let later_code = match options.propagation_policy.as_deref() {
+            Some("Foreground" | "Orphan") => 202,
+            _ if options.orphan_dependents == Some(true) => 202,
+            _ => 200,
+        };
+        let name = self.path.name.clone();
+        match self.delete_one(&name, &options).await? {
+            Deleted::Now { name, uid, .. } => {
+                Ok(json_response(200, Status::deleted(&self.kind, &name, &uid).to_json().to_string()))
+            }
+            Deleted::Later { value, revision } => {
+                represent::object(form, &self.kind, later_code, &value, revision)
+            }
+        }
+    }
+
+    /// Deletes every object of the collection that is selected, and lists them as they were.
+    pub async fn delete_collection(&mut self, body: Bytes) -> Result<Response<Body>> {
+        let options = self.delete_options(&body)?;
+        let (meta, items) = self.select().await?;
+        let mut deleted = Vec::new();
+        for item in items {
+            let name = item.key.as_str().rsplit('/').next().unwrap_or_default().to_owned();
+            match self.delete_one(&name, &options).await {
+                Ok(_) => deleted.push(item),
+                Err(status) if status.code() == 404 => {}
+                Err(status) => return Err(status),
+            }
+        }
+        represent::list(Form::Json, &self.kind, &meta, deleted)
+    }
+
+    /// Deletes as a subresource asks, for example an eviction.
+    pub async fn delete_with_grace(&mut self, grace: Option<i64>, uid: Option<String>, dry: bool) -> Result<Deleted> {
+        let options = Options {
+            grace_period_seconds: grace,
+            preconditions: uid.map(|uid| Preconditions { uid: Some(uid), resource_version: None }),
+            dry_run: if dry { vec!["All".to_owned()] } else { Vec::new() },
+            ..Options::default()
+        };
+        let name = self.path.name.clone();
+        self.delete_one(&name, &options).await
+    }
+
+    async fn delete_one(&mut self, name: &str, options: &Options) -> Result<Deleted> {
+        let dry = dry_run(options.dry_run.iter().map(String::as_str))?;
+        let key = self.kind.key(&self.path.namespace, name);
+        for _ in 0..ATTEMPTS {
+            let Some(stored) = self.storage().get(key.as_str()) else {
+                return Err(Status::not_found(&self.kind, name));
+            };
+            let mut object = encode::decoded(&stored.value, stored.revision).map_err(Status::internal)?;
+            self.check_preconditions(name, &object, options)?;
+            let mut warnings = Vec::new();
+            self.admit(Operation::Delete, None, name, &mut object, None, &mut warnings)?;
+            let before = object.clone();
+            let gone = self.mark_deleted(&mut object, options);
+            if !gone && object == before {
+                return Ok(Deleted::Later { value: stored.value.clone(), revision: stored.revision });
+            }
+            let value = encode::stored(&object);
+            let uid = object::uid(&object).to_owned();
+            let done = |revision| match gone {
+                true => Deleted::Now { name: name.to_owned(), uid: uid.clone(), value: value.clone(), revision },
+                false => Deleted::Later { value: value.clone(), revision },
+            };
+            if dry {
+                return Ok(done(stored.revision));
+            }
+            let write = match gone {
+                true => Write::delete(key.clone(), stored.revision),
+                false => Write::update(key.clone(), stored.revision, value.clone()),
+            };
+            match self.storage().write(write).await {
+                Ok(revision) => return Ok(done(revision)),
+                Err(StoreError::Conflict { .. }) => {
+                    self.storage().sync().await.map_err(store_failed)?;
+                }
+                Err(error) => return Err(store_failed(error)),
+            }
+        }
+        Err(Status::modified(&self.kind, name))
+    }
+
+    fn check_preconditions(&self, name: &str, object: &Value, options: &Options) -> Result<()> {
+        let Some(preconditions) = &options.preconditions else { return Ok(()) };
+        let checks = [
+            ("UID", &preconditions.uid, object::uid(object)),
+            ("ResourceVersion", &preconditions.resource_version, text(object, "/metadata/resourceVersion")),
+        ];
+        for (what, wanted, found) in checks {
+            if let Some(wanted) = wanted
+                && wanted != found
+            {
+                let why =
+                    format!("Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {found}");
+                return Err(Status::conflict(&self.kind, name, &why));
+            }
+        }
+        Ok(())
+    }
+
+    /// Marks the object as being deleted; true if nothing keeps it.
+    fn mark_deleted(&self, object: &mut Value, options: &Options) -> bool {
+        let strategy = self.kind.strategy;
+        set_propagation(object, options);
+        let was_terminating = terminating(object);
+        let grace = strategy.grace(object, options.grace_period_seconds);
+        let present = number(object, "/metadata/deletionGracePeriodSeconds");
+        // A second delete may only shorten the first's grace.
+        let grace = match (was_terminating, present, grace) {
+            (true, Some(present), Some(asked)) if options.grace_period_seconds.is_none() || asked >= present => present,
+            (_, _, Some(asked)) => asked,
+            (true, Some(present), None) => present,
+            (_, _, None) => 0,
+        };
+        if grace == 0 && finalizers(object).is_empty() && !strategy.holds(object) {
+            return true;
+        }
+        if was_terminating && present == Some(grace) {
+            return false;
+        }
+        let at = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(grace);
+        let generation = number(object, "/metadata/generation").unwrap_or(0);
+        let meta = metadata(object);
+        meta.insert("deletionTimestamp".to_owned(), at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string().into());
+        meta.insert("deletionGracePeriodSeconds".to_owned(), grace.into());
+        if generation > 0 {
+            meta.insert("generation".to_owned(), (generation + 1).into());
+        }
+        strategy.prepare_delete(object);
+        false
+    }
+}
+
+/// What is to become of dependents is written into the finalizers, for the garbage collector.
+fn set_propagation(object: &mut Value, options: &Options) {
+    const ORPHAN: &str = "orphan";
+    const FOREGROUND: &str = "foregroundDeletion";
+    let wanted = match (options.propagation_policy.as_deref(), options.orphan_dependents) {
+        (Some("Orphan"), _) | (None, Some(true)) => Some(ORPHAN),
+        (Some("Foreground"), _) => Some(FOREGROUND),
+        (Some(_), _) | (None, Some(false)) => None,
+        (None, None) => return, // what the object says already
+    };
+    let mut kept: Vec<Value> =
+        finalizers(object).iter().filter(|f| !matches!(f.as_str(), Some(ORPHAN | FOREGROUND))).cloned().collect();
+    kept.extend(wanted.map(Value::from));
+    match kept.is_empty() {
+        true => metadata(object).remove("finalizers"),
+        false => metadata(object).insert("finalizers".to_owned(), kept.into()),
+    };
+}

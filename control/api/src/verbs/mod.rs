@@ -1,0 +1,166 @@
+//! What can be done with the objects of any kind.
+
+use std::sync::Arc;
+
+use http::{HeaderMap, HeaderValue, Response, header};
+use tokio_util::sync::CancellationToken;
+use wharf_store::Error as StoreError;
+
+use crate::kinds::Kind;
+use crate::represent::{self, Form};
+use crate::request::{Query, ResourcePath};
+use crate::schema::Validation;
+use crate::select::Selection;
+use crate::server::Inner;
+use crate::status::{Result, Status};
+use crate::storage::Storage;
+use crate::{Body, UserInfo};
+
+pub mod delete;
+pub mod patch;
+pub mod read;
+pub mod watch;
+pub mod write;
+
+/// One request for a resource, after authentication and authorization.
+pub struct Call {
+    pub server: Arc<Inner>,
+    pub kind: Arc<Kind>,
+    pub path: ResourcePath,
+    pub query: Query,
+    /// The query as it came, for those it is passed on to.
+    pub raw_query: String,
+    pub headers: HeaderMap,
+    pub user: Arc<UserInfo>,
+    pub selection: Selection,
+    /// The connection is to end.
+    pub stop: CancellationToken,
+    /// Told to the client in `Warning` headers.
+    pub warnings: Vec<String>,
+}
+
+/// What the query of a write says.
+#[derive(Clone, Debug)]
+pub struct WriteOptions {
+    pub dry_run: bool,
+    pub manager: String,
+    pub validation: Validation,
+    pub force: Option<bool>,
+}
+
+/// Longest name of a field manager.
+const MANAGER_MAX: usize = 128;
+/// Warnings beyond this many bytes are left out of the answer's headers.
+const WARNINGS_MAX: usize = 4096;
+
+impl Call {
+    pub fn storage(&self) -> &dyn Storage {
+        &*self.server.storage
+    }
+
+    pub fn key(&self) -> wharf_store::Key {
+        self.kind.key(&self.path.namespace, &self.path.name)
+    }
+
+    pub fn form(&self) -> Result<Form> {
+        represent::negotiate(&self.headers, self.query.get("includeObject"), true)
+    }
+
+    pub fn not_found(&self) -> Status {
+        Status::not_found(&self.kind, &self.path.name)
+    }
+
+    pub fn write_options(&self) -> Result<WriteOptions> {
+        let dry_run = dry_run(self.query.all("dryRun"))?;
+        let validation = match self.query.text("fieldValidation") {
+            None | Some("Warn") => Validation::Warn,
+            Some("Strict") => Validation::Strict,
+            Some("Ignore") => Validation::Ignore,
+            Some(other) => {
+                return Err(options_invalid(crate::status::FieldError::not_supported(
+                    "fieldValidation",
+                    other,
+                    &["Ignore", "Strict", "Warn"],
+                )));
+            }
+        };
+        let manager = match self.query.text("fieldManager") {
+            Some(name) if name.len() > MANAGER_MAX => {
+                return Err(options_invalid(crate::status::FieldError::too_long("fieldManager", MANAGER_MAX)));
+            }
+            Some(name) if !name.chars().all(|c| !c.is_control()) => {
+                return Err(options_invalid(crate::status::FieldError::invalid(
+                    "fieldManager",
+                    name,
+                    "should only contain printable characters",
+                )));
+            }
+            Some(name) => name.to_owned(),
+            None => self.default_manager(),
+        };
+        Ok(WriteOptions { dry_run, manager, validation, force: self.query.maybe_flag("force")? })
+    }
+
+    /// The product name of the user agent: `kubectl` of `kubectl/v1.36.0 (linux/amd64)`.
+    fn default_manager(&self) -> String {
+        let agent = self.headers.get(header::USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or_default();
+        let name: String = agent.split('/').next().unwrap_or_default().chars().take(MANAGER_MAX).collect();
+        match name.trim() {
+            // In-process clients send no user agent; their user tells as much.
+            "" => self.user.name.rsplit(':').next().unwrap_or("unknown").chars().take(MANAGER_MAX).collect(),
+            name => name.to_owned(),
+        }
+    }
+
+    /// Adds the warnings to an answer.
+    pub fn warn(&self, mut response: Response<Body>) -> Response<Body> {
+        let mut total = 0;
+        for warning in &self.warnings {
+            let text: String = warning.chars().filter(|c| !c.is_control()).collect();
+            let quoted = format!("299 - {:?}", text);
+            total += quoted.len();
+            if total > WARNINGS_MAX {
+                break;
+            }
+            if let Ok(value) = HeaderValue::from_str(&quoted) {
+                response.headers_mut().append(header::WARNING, value);
+            }
+        }
+        response
+    }
+}
+
+/// Whether `dryRun` values ask for one.
+pub fn dry_run<'a>(values: impl Iterator<Item = &'a str>) -> Result<bool> {
+    let mut dry_run = false;
+    for value in values {
+        match value {
+            "" => {}
+            "All" => dry_run = true,
+            other => {
+                return Err(options_invalid(crate::status::FieldError::not_supported("dryRun", other, &["All"])));
+            }
+        }
+    }
+    Ok(dry_run)
+}
+
+fn options_invalid(error: crate::status::FieldError) -> Status {
+    Status::invalid("meta.k8s.io", "WriteOptions", "", vec![error])
+}
+
+/// What a failure of the store means to the client.
+pub fn store_failed(error: StoreError) -> Status {
+    match error {
+        StoreError::Compacted { asked, oldest } => {
+            Status::expired(format!("The resourceVersion for the provided list is too old: {asked} ({oldest})"))
+        }
+        StoreError::Future { asked, newest } => Status::too_large_resource_version(asked.0, newest.0),
+        StoreError::Lagged { at } => Status::expired(format!("too old resource version: {at}")),
+        StoreError::Closed => Status::unavailable("the server is shutting down"),
+        error @ (StoreError::Conflict { .. } | StoreError::Uncertain { .. } | StoreError::Engine { .. }) => {
+            tracing::error!(error = %wharf_kit::chain(&error), "the store failed");
+            Status::internal(error)
+        }
+    }
+}

@@ -1,0 +1,12 @@
+//! The API server as its clients see it: a real server over TLS on 127.0.0.1, redb in a temporary folder, and the
+//! `kube` crate as a stock client.
+
+mod access;
+mod harness;
+mod input;
+mod kinds;
+mod lists;
+mod objects;
+mod patches;
+mod pods;
+mod watches;
