@@ -99,8 +99,9 @@ pub fn apply(
         return Err(ApplyError::Invalid("metadata.managedFields must be nil".to_owned()));
     }
     let reset = reset_fields(ty, actor.subresource);
-    let mut wanted = fields(node, config)
-        .map_err(|what| ApplyError::Invalid(format!("failed to create typed patch object ({}): {what}", name(config, ty))))?;
+    let mut wanted = fields(node, config).map_err(|what| {
+        ApplyError::Invalid(format!("failed to create typed patch object ({}): {what}", name(config, ty)))
+    })?;
     wanted.subtract_trees(&reset);
 
     let api_version = api_version(config, ty);
@@ -127,7 +128,8 @@ pub fn apply(
     }
 
     // The applier's own entry comes last, so that the others are a slice.
-    let own = entries.iter().position(|entry| entry.is(actor.manager, Operation::Apply, &api_version, subresource));
+    let own =
+        entries.iter().position(|entry| entry.is(actor.manager, Operation::Apply, &api_version, subresource));
     let own = own.map(|at| entries.remove(at));
     let last = own.as_ref().map(|entry| &entry.set).filter(|set| !set.is_empty());
 
@@ -191,13 +193,21 @@ fn conflicts(others: &[Entry], changed: &FieldSet) -> Vec<Conflict> {
     found.sort_by(|(a, _), (b, _)| a.cmp(b));
     found
         .into_iter()
-        .flat_map(|(manager, paths)| paths.into_iter().map(move |field| Conflict { manager: manager.clone(), field }))
+        .flat_map(|(manager, paths)| {
+            paths.into_iter().map(move |field| Conflict { manager: manager.clone(), field })
+        })
         .collect()
 }
 
 /// Whether all conflicts are about fields that client-side `kubectl apply` set and nobody changed since: then
 /// `kubectl` only changes its way of applying, and takes them over.
-fn handed_over(live: Option<&Value>, ty: Type, actor: &Actor<'_>, others: &[Entry], changed: &FieldSet) -> bool {
+fn handed_over(
+    live: Option<&Value>,
+    ty: Type,
+    actor: &Actor<'_>,
+    others: &[Entry],
+    changed: &FieldSet,
+) -> bool {
     if actor.manager != KUBECTL {
         return false;
     }
@@ -206,7 +216,8 @@ fn handed_over(live: Option<&Value>, ty: Type, actor: &Actor<'_>, others: &[Entr
     let Some(Value::String(text)) = annotations.and_then(|annotations| annotations.get(LAST_APPLIED)) else {
         return false;
     };
-    let last = serde_json::from_str(text).ok().and_then(|last| decode_value(last, ty, Validation::Ignore).ok());
+    let last =
+        serde_json::from_str(text).ok().and_then(|last| decode_value(last, ty, Validation::Ignore).ok());
     let Some((last, _)) = last else { return false };
     let node = merge::root(ty);
     let Ok(mut allowed) = fields(node, &last) else { return false };
@@ -229,9 +240,9 @@ pub fn track_update(before: Option<&Value>, after: &mut Value, ty: Type, actor: 
     let node = merge::root(ty);
     let subresource = actor.subresource.unwrap_or_default();
     let given = if subresource.is_empty() { managed::raw(Some(after)) } else { None };
-    let forget = given.and_then(Value::as_array).is_some_and(|entries| {
-        matches!(entries.as_slice(), [only] if only.as_object().is_some_and(Map::is_empty))
-    });
+    let forget = given.and_then(Value::as_array).is_some_and(
+        |entries| matches!(entries.as_slice(), [only] if only.as_object().is_some_and(Map::is_empty)),
+    );
     let mut entries = match managed::read(given.and(Some(&*after))) {
         _ if forget => Vec::new(),
         Some(entries) if !entries.is_empty() => entries,
@@ -261,7 +272,9 @@ pub fn track_update(before: Option<&Value>, after: &mut Value, ty: Type, actor: 
     taken.subtract(&stripped());
     if !taken.is_empty() {
         let api_version = api_version(after, ty);
-        let own = entries.iter_mut().find(|entry| entry.is(actor.manager, Operation::Update, &api_version, subresource));
+        let own = entries
+            .iter_mut()
+            .find(|entry| entry.is(actor.manager, Operation::Update, &api_version, subresource));
         match own {
             Some(own) => {
                 own.set = own.set.union(&taken);

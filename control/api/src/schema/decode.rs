@@ -14,6 +14,9 @@ use super::scalar;
 
 /// Bodies larger than this are refused, as in kube-apiserver.
 pub const MAX_BYTES: usize = 3 * 1024 * 1024;
+/// The YAML reader's time grows with the length times the depth of `[` and `{`, and it looks at depth only afterwards.
+/// Length times the number of brackets bounds that product; so many units take it some two seconds.
+const MAX_YAML_WORK: usize = 1_000_000_000;
 /// As many faults are told at once, as in kube-apiserver.
 const MAX_FAULTS: usize = 100;
 
@@ -62,7 +65,8 @@ fn undeclared(paths: &[String]) -> String {
     match paths {
         [only] => format!("{only}: field not declared in schema"),
         paths => {
-            let lines: Vec<_> = paths.iter().map(|path| format!("  {path}: field not declared in schema")).collect();
+            let lines: Vec<_> =
+                paths.iter().map(|path| format!("  {path}: field not declared in schema")).collect();
             format!("errors:\n{}", lines.join("\n"))
         }
     }
@@ -73,9 +77,14 @@ impl DecodeError {
     pub fn for_kind(&self, ty: Type) -> String {
         match (self, ty.gvk()) {
             (Self::Type(_) | Self::Strict(_), Some(gvk)) => {
-                format!("{} in version {:?} cannot be handled as a {}: {self}", gvk.kind, gvk.version, gvk.kind)
+                format!(
+                    "{} in version {:?} cannot be handled as a {}: {self}",
+                    gvk.kind, gvk.version, gvk.kind
+                )
             }
-            (Self::Undeclared(_), Some(gvk)) => format!("failed to create typed patch object ({gvk}): {self}"),
+            (Self::Undeclared(_), Some(gvk)) => {
+                format!("failed to create typed patch object ({gvk}): {self}")
+            }
             _ => self.to_string(),
         }
     }
@@ -101,7 +110,11 @@ pub fn decode(
 ///
 /// # Errors
 /// See [`DecodeError`].
-pub fn decode_value(value: Value, ty: Type, validation: Validation) -> Result<(Value, Vec<String>), DecodeError> {
+pub fn decode_value(
+    value: Value,
+    ty: Type,
+    validation: Validation,
+) -> Result<(Value, Vec<String>), DecodeError> {
     let mut state = State::default();
     let value = Root { ty, state: &mut state }.deserialize(value);
     let value = state.outcome(value.map_err(|error| DecodeError::Syntax(error.to_string())))?;
@@ -143,9 +156,16 @@ fn read(bytes: &[u8], format: Format, ty: Type, state: &mut State) -> Result<Val
             value.map_err(|error| DecodeError::Syntax(format!("json parse error: {error}")))
         }
         Format::Yaml => {
+            let brackets = bytes.iter().filter(|byte| matches!(byte, b'[' | b'{')).count();
+            if brackets.saturating_mul(bytes.len()) > MAX_YAML_WORK {
+                let message =
+                    "error converting YAML to JSON: yaml: too many brackets for its length; send it as JSON";
+                return Err(DecodeError::Syntax(message.to_owned()));
+            }
             let reader = serde_yaml::Deserializer::from_slice(bytes);
             let value = Root { ty, state: &mut *state }.deserialize(reader);
-            value.map_err(|error| DecodeError::Syntax(format!("error converting YAML to JSON: yaml: {error}")))
+            value
+                .map_err(|error| DecodeError::Syntax(format!("error converting YAML to JSON: yaml: {error}")))
         }
     };
     state.outcome(value)
@@ -204,16 +224,18 @@ struct Path<'a> {
 enum Step<'a> {
     Root,
     Field(&'a str),
+    Key(&'a str),
     Item(usize),
 }
 
 impl Path<'_> {
-    /// `spec.containers[0].image`, or without the places of items as encoding/json prints it.
+    /// `spec.containers[0].image`, or without what is in lists and maps, as encoding/json prints it.
     fn print(&self, items: bool) -> String {
         let mut out = self.parent.map(|parent| parent.print(items)).unwrap_or_default();
         match self.step {
             Step::Root => {}
-            Step::Field(name) => {
+            Step::Key(_) if !items => {}
+            Step::Field(name) | Step::Key(name) => {
                 if !out.is_empty() {
                     out.push('.');
                 }
@@ -299,10 +321,14 @@ impl Seed<'_> {
                 Err(at) => Err(self.fail(format!("illegal base64 data at input byte {at}"))),
             },
             // YAML 1.1, which Kubernetes reads, knows more forms than YAML 1.2.
-            Shape::Bool if self.state.yaml && matches!(text.as_str(), "yes" | "on" | "Yes" | "On" | "YES" | "ON") => {
+            Shape::Bool
+                if self.state.yaml && matches!(text.as_str(), "yes" | "on" | "Yes" | "On" | "YES" | "ON") =>
+            {
                 Ok(Some(true.into()))
             }
-            Shape::Bool if self.state.yaml && matches!(text.as_str(), "no" | "off" | "No" | "Off" | "NO" | "OFF") => {
+            Shape::Bool
+                if self.state.yaml && matches!(text.as_str(), "no" | "off" | "No" | "Off" | "NO" | "OFF") =>
+            {
                 Ok(Some(false.into()))
             }
             Shape::Int32 | Shape::Int64
@@ -466,7 +492,7 @@ impl<'de> Visitor<'de> for Seed<'_> {
         let Shape::Map(item) = self.shape else { return Err(self.mismatch("object")) };
         let mut out = Map::new();
         while let Some(key) = map.next_key_seed(Key)? {
-            let path = Path { parent: Some(&self.path), step: Step::Field(&key) };
+            let path = Path { parent: Some(&self.path), step: Step::Key(&key) };
             if out.contains_key(&key) {
                 self.state.fault(false, path.print(true));
             }

@@ -51,7 +51,9 @@ fn descend(value: &mut Value, shape: &Shape) {
             }
         }
         (Value::Array(items), Shape::List(item)) => items.iter_mut().for_each(|value| descend(value, item)),
-        (Value::Object(object), Shape::Map(item)) => object.values_mut().for_each(|value| descend(value, item)),
+        (Value::Object(object), Shape::Map(item)) => {
+            object.values_mut().for_each(|value| descend(value, item))
+        }
         _ => {}
     }
 }
@@ -182,7 +184,8 @@ fn service(service: &mut Object) {
         }
     }
     let kind = spec.get("type").and_then(Value::as_str).unwrap_or("ClusterIP").to_owned();
-    let has_external_ips = spec.get("externalIPs").and_then(Value::as_array).is_some_and(|ips| !ips.is_empty());
+    let has_external_ips =
+        spec.get("externalIPs").and_then(Value::as_array).is_some_and(|ips| !ips.is_empty());
     if kind != "ExternalName" {
         set(spec, "internalTrafficPolicy", || "Cluster".into());
     }
@@ -208,7 +211,8 @@ fn secret(secret: &mut Object) {
     let Some(Value::Object(text)) = secret.remove("stringData") else { return };
     if let Value::Object(data) = secret.entry("data").or_insert_with(|| json!({})) {
         for (name, value) in text {
-            let encoded = base64::engine::general_purpose::STANDARD.encode(value.as_str().unwrap_or_default());
+            let encoded =
+                base64::engine::general_purpose::STANDARD.encode(value.as_str().unwrap_or_default());
             data.insert(name, encoded.into());
         }
     }

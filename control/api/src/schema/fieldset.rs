@@ -45,7 +45,8 @@ impl Element {
                 if keys.is_empty() {
                     return Err(malformed());
                 }
-                let mut keys: Box<[_]> = keys.into_iter().map(|(name, value)| (Cow::Owned(name), value)).collect();
+                let mut keys: Box<[_]> =
+                    keys.into_iter().map(|(name, value)| (Cow::Owned(name), value)).collect();
                 keys.sort_by(|(a, _), (b, _): &(Cow<'_, str>, Value)| a.cmp(b));
                 Self::Key(keys)
             }

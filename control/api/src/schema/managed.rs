@@ -139,7 +139,8 @@ pub(super) fn write_raw(object: &mut Value, value: Option<Value>) {
 
 /// Folds the oldest Update entries into one per version while there are too many.
 pub(super) fn cap(entries: &mut Vec<Entry>) {
-    let updates = |entries: &[Entry]| entries.iter().filter(|entry| entry.operation == Operation::Update).count();
+    let updates =
+        |entries: &[Entry]| entries.iter().filter(|entry| entry.operation == Operation::Update).count();
     let mut length = updates(entries);
     if length <= MOST_UPDATERS {
         return;

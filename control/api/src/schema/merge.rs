@@ -50,11 +50,15 @@ fn settle(node: Node, value: &Value) -> Node {
 fn element(node: Node, item: &Value) -> Result<Element, String> {
     let Node::Keyed(ty, keys) = node else {
         return match item {
-            Value::Object(_) | Value::Array(_) | Value::Null => Err("a set holds plain values only".to_owned()),
+            Value::Object(_) | Value::Array(_) | Value::Null => {
+                Err("a set holds plain values only".to_owned())
+            }
             scalar => Ok(Element::Value(scalar.clone())),
         };
     };
-    let Value::Object(object) = item else { return Err("associative list with an item that is no object".to_owned()) };
+    let Value::Object(object) = item else {
+        return Err("associative list with an item that is no object".to_owned());
+    };
     let mut found = Vec::with_capacity(keys.len());
     for &key in keys {
         let value = match object.get(key) {
@@ -302,10 +306,8 @@ fn merge_lists(node: Node, live: Vec<Value>, applied: &[Value]) -> Vec<Value> {
     }
     let wanted: BTreeMap<&Element, usize> = keys.iter().enumerate().map(|(at, key)| (key, at)).collect();
     // For each live item, the place of its counterpart.
-    let partner: Vec<Option<usize>> = live
-        .iter()
-        .map(|item| element(node, item).ok().and_then(|key| wanted.get(&key).copied()))
-        .collect();
+    let partner: Vec<Option<usize>> =
+        live.iter().map(|item| element(node, item).ok().and_then(|key| wanted.get(&key).copied())).collect();
     let mut shared: Vec<Vec<usize>> = vec![Vec::new(); applied.len()];
     for (at, partner) in partner.iter().enumerate() {
         if let Some(partner) = partner {

@@ -41,7 +41,11 @@ impl Gvk {
 
     /// As objects carry it: `v1`, `apps/v1`.
     pub fn api_version(&self) -> String {
-        if self.group.is_empty() { self.version.to_owned() } else { format!("{}/{}", self.group, self.version) }
+        if self.group.is_empty() {
+            self.version.to_owned()
+        } else {
+            format!("{}/{}", self.group, self.version)
+        }
     }
 }
 
@@ -111,7 +115,9 @@ impl Schema {
         let by_kind = defs
             .iter()
             .enumerate()
-            .flat_map(|(at, def)| def.kinds.iter().map(move |kind| ((kind.group, kind.version, kind.kind), at)))
+            .flat_map(|(at, def)| {
+                def.kinds.iter().map(move |kind| ((kind.group, kind.version, kind.kind), at))
+            })
             .collect();
         Schema { types: defs, by_name, by_kind }
     }
@@ -127,7 +133,8 @@ fn apply_line(line: &'static str, defs: &mut [TypeDef], by_name: &HashMap<&'stat
     let field = field.unwrap_or_else(|| panic!("defaults.txt: no field {path}"));
     match word {
         "default" => {
-            field.default = Some(serde_json::from_str(value).unwrap_or_else(|error| panic!("{line}: {error}")));
+            field.default =
+                Some(serde_json::from_str(value).unwrap_or_else(|error| panic!("{line}: {error}")));
         }
         "present" => field.presence = Presence::EmptyObject,
         "null" => field.presence = Presence::Null,

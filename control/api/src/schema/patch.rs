@@ -32,8 +32,8 @@ pub enum Error {
 /// # Errors
 /// See [`Error`].
 pub fn json_patch(object: &mut Value, patch: &[u8]) -> Result<(), Error> {
-    let patch: Patch =
-        serde_json::from_slice(patch).map_err(|error| Error::Malformed(format!("error decoding patch: {error}")))?;
+    let patch: Patch = serde_json::from_slice(patch)
+        .map_err(|error| Error::Malformed(format!("error decoding patch: {error}")))?;
     if patch.len() > MAX_OPERATIONS {
         return Err(Error::TooLarge(format!(
             "The allowed maximum operations in a JSON patch is {MAX_OPERATIONS}, got {}",
@@ -70,7 +70,9 @@ fn size(value: &Value) -> usize {
         Value::Null | Value::Bool(_) | Value::Number(_) => 4,
         Value::String(text) => text.len() + 2,
         Value::Array(items) => 2 + items.iter().map(|item| size(item) + 1).sum::<usize>(),
-        Value::Object(object) => 2 + object.iter().map(|(name, value)| name.len() + 4 + size(value)).sum::<usize>(),
+        Value::Object(object) => {
+            2 + object.iter().map(|(name, value)| name.len() + 4 + size(value)).sum::<usize>()
+        }
     }
 }
 
@@ -124,7 +126,11 @@ fn directive(patch: &mut Map<String, Value>) -> Result<Directive, Error> {
 }
 
 /// `ty` is the type of both; without one, lists are replaced.
-fn merge_objects(object: &mut Map<String, Value>, mut patch: Map<String, Value>, ty: Option<Type>) -> Result<(), Error> {
+fn merge_objects(
+    object: &mut Map<String, Value>,
+    mut patch: Map<String, Value>,
+    ty: Option<Type>,
+) -> Result<(), Error> {
     match directive(&mut patch)? {
         Directive::Merge => {}
         Directive::Delete => {
@@ -159,10 +165,8 @@ fn merge_objects(object: &mut Map<String, Value>, mut patch: Map<String, Value>,
         items.retain(|item| !gone.contains(item));
     }
     // Where items stood on the server, for those that the patch does not order.
-    let before: Map<String, Value> = orders
-        .keys()
-        .filter_map(|name| object.get(name).map(|list| (name.clone(), list.clone())))
-        .collect();
+    let before: Map<String, Value> =
+        orders.keys().filter_map(|name| object.get(name).map(|list| (name.clone(), list.clone()))).collect();
     for (name, value) in fields {
         merge_field(object, name, value, ty)?;
     }
@@ -176,7 +180,12 @@ fn merge_objects(object: &mut Map<String, Value>, mut patch: Map<String, Value>,
     Ok(())
 }
 
-fn merge_field(object: &mut Map<String, Value>, name: String, patch: Value, ty: Option<Type>) -> Result<(), Error> {
+fn merge_field(
+    object: &mut Map<String, Value>,
+    name: String,
+    patch: Value,
+    ty: Option<Type>,
+) -> Result<(), Error> {
     let field = ty.and_then(|ty| ty.field(&name));
     let shape = field.map(|field| &field.shape);
     match patch {
@@ -200,7 +209,9 @@ fn merge_field(object: &mut Map<String, Value>, name: String, patch: Value, ty: 
         }
         Value::Array(items) => {
             let merged = match (field, object.get_mut(&name)) {
-                (Some(Field { patch: strategy, shape: Shape::List(item), .. }), old) if strategy.merge.is_some() => {
+                (Some(Field { patch: strategy, shape: Shape::List(item), .. }), old)
+                    if strategy.merge.is_some() =>
+                {
                     let old = old.and_then(Value::as_array_mut).map(std::mem::take).unwrap_or_default();
                     merge_list(old, items, strategy.merge.unwrap_or_default(), item.as_type())?
                 }
@@ -216,7 +227,11 @@ fn merge_field(object: &mut Map<String, Value>, name: String, patch: Value, ty: 
 }
 
 /// A map with free keys; its values may be objects of a type.
-fn merge_map(object: &mut Map<String, Value>, mut patch: Map<String, Value>, item: &Shape) -> Result<(), Error> {
+fn merge_map(
+    object: &mut Map<String, Value>,
+    mut patch: Map<String, Value>,
+    item: &Shape,
+) -> Result<(), Error> {
     match directive(&mut patch)? {
         Directive::Merge => {}
         Directive::Replace => object.clear(),
@@ -281,7 +296,10 @@ fn merge_list(
             continue;
         }
         let at = items.iter().position(|item| item.get(key) == Some(&id));
-        let mut slot = at.map(|at| items[at].take()).filter(Value::is_object).unwrap_or_else(|| Value::Object(Map::new()));
+        let mut slot = at
+            .map(|at| items[at].take())
+            .filter(Value::is_object)
+            .unwrap_or_else(|| Value::Object(Map::new()));
         if let Value::Object(object) = &mut slot {
             merge_objects(object, entry, ty)?;
         }

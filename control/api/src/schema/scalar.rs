@@ -157,7 +157,9 @@ pub(super) fn base64(text: String) -> Result<String, usize> {
     let text = if text.contains(['\n', '\r']) { text.replace(['\n', '\r'], "") } else { text };
     match STANDARD.decode(&text) {
         Ok(_) => Ok(text),
-        Err(base64::DecodeError::InvalidByte(at, _) | base64::DecodeError::InvalidLastSymbol(at, _)) => Err(at),
+        Err(base64::DecodeError::InvalidByte(at, _) | base64::DecodeError::InvalidLastSymbol(at, _)) => {
+            Err(at)
+        }
         Err(_) => Err(text.len()),
     }
 }
