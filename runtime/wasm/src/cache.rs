@@ -61,7 +61,12 @@ impl Cache {
     /// The code of this module, from the cache or compiled now. Blocks: disk, and the compiler for seconds.
     ///
     /// Of several that ask for the same module at once, in this process or another, one compiles.
-    pub fn load(self: &Arc<Self>, engine: &Engine, module: &Path, digest: &str) -> Result<Component, Failure> {
+    pub fn load(
+        self: &Arc<Self>,
+        engine: &Engine,
+        module: &Path,
+        digest: &str,
+    ) -> Result<Component, Failure> {
         let name = self.name(digest)?;
         if let Some(component) = self.stored(engine, &name) {
             return Ok(component);
@@ -200,7 +205,9 @@ impl Cache {
                 }
                 Ok(())
             }
-            _ => Err(Failure::Module { why: "this is not WebAssembly: it does not begin with \\0asm".to_owned() }),
+            _ => Err(Failure::Module {
+                why: "this is not WebAssembly: it does not begin with \\0asm".to_owned(),
+            }),
         }
     }
 
@@ -209,7 +216,8 @@ impl Cache {
         let path = self.dir.join(name);
         let temporary = self.dir.join(format!("{name}.{}.new", std::process::id()));
         let written = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&temporary);
-        let written = written.and_then(|mut file| file.write_all(content)).and_then(|()| fs::rename(&temporary, &path));
+        let written =
+            written.and_then(|mut file| file.write_all(content)).and_then(|()| fs::rename(&temporary, &path));
         written.map_err(|cause| {
             let _ = fs::remove_file(&temporary);
             io_failure("write", &path, cause)

@@ -162,7 +162,8 @@ impl Inner {
             }
             other => return Err(unexpected(&other)),
         }
-        let found = list(&link).await?.into_iter().filter(|status| status.untold).map(|status| status.status.id);
+        let found =
+            list(&link).await?.into_iter().filter(|status| status.untold).map(|status| status.status.id);
         let found: Vec<String> = found.collect();
         self.with(|connection| {
             connection.alive.extend(found);

@@ -17,24 +17,49 @@ pub enum Request {
     Hello,
     /// From now on notices go to this connection: first the exits that nobody acknowledged, then what happens.
     Subscribe,
-    Acknowledge { id: String },
-    Precompile { module: PathBuf, digest: String },
+    Acknowledge {
+        id: String,
+    },
+    Precompile {
+        module: PathBuf,
+        digest: String,
+    },
     Create(Box<ContainerSpec>),
-    Start { id: String },
-    Stop { id: String, grace: Duration },
-    Kill { id: String },
-    Remove { id: String },
-    ReopenLog { id: String },
-    Status { id: String },
-    Stats { id: String },
+    Start {
+        id: String,
+    },
+    Stop {
+        id: String,
+        grace: Duration,
+    },
+    Kill {
+        id: String,
+    },
+    Remove {
+        id: String,
+    },
+    ReopenLog {
+        id: String,
+    },
+    Status {
+        id: String,
+    },
+    Stats {
+        id: String,
+    },
     /// Those whose id is greater than `after`, in order of id.
-    List { after: Option<String> },
+    List {
+        after: Option<String>,
+    },
     Shutdown,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Reply {
-    Hello { version: u32, pid: u32 },
+    Hello {
+        version: u32,
+        pid: u32,
+    },
     Done,
     Exit(Exit),
     Status(Status),

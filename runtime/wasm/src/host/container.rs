@@ -83,7 +83,12 @@ struct Life {
 }
 
 impl Container {
-    pub fn new(spec: ContainerSpec, loaded: Arc<Loaded>, common: Arc<Common>, queue: Arc<Queue>) -> Arc<Self> {
+    pub fn new(
+        spec: ContainerSpec,
+        loaded: Arc<Loaded>,
+        common: Arc<Common>,
+        queue: Arc<Queue>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             log: Log::new(spec.log_path.clone()),
             budget: Budget::new(spec.memory_limit),
@@ -217,10 +222,12 @@ impl Container {
         self.typical.load(Ordering::Relaxed)
     }
 
-    /// An instance ended that had taken this much: up at once, down slowly.
-    pub fn learn(&self, used: u64) {
+    /// An instance ended that had needed this much: up at once, down slowly.
+    pub fn learn(&self, needed: u64) {
         let least = self.loaded.initial_bytes + HOST_BYTES;
-        let next = |typical: u64| Some(if used > typical { used } else { (typical - (typical - used) / 16).max(least) });
+        let next = |typical: u64| {
+            Some(if needed > typical { needed } else { (typical - (typical - needed) / 16).max(least) })
+        };
         let _ = self.typical.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
     }
 

@@ -184,11 +184,8 @@ impl Drop for Pool {
 impl Queue {
     /// Runs this future on the executor threads until it is done.
     pub fn spawn(self: &Arc<Self>, work: impl Future<Output = ()> + Send + 'static) {
-        let task = Task {
-            queue: self.clone(),
-            work: Mutex::new(Some(Box::pin(work))),
-            state: AtomicU8::new(READY),
-        };
+        let task =
+            Task { queue: self.clone(), work: Mutex::new(Some(Box::pin(work))), state: AtomicU8::new(READY) };
         self.shared.push(Arc::new(task));
     }
 

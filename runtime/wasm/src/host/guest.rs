@@ -5,6 +5,7 @@ use super::{
     log::{Output, Stream},
     memory::{Grant, Limiter},
 };
+use http_body_util::BodyExt;
 use std::sync::{Arc, atomic::Ordering};
 use wasmtime::{Engine, Store};
 use wasmtime_wasi::{FsPerms, ResourceTable, WasiCtx, WasiCtxView, WasiView};
@@ -72,7 +73,7 @@ impl Guest {
 impl Drop for Guest {
     fn drop(&mut self) {
         self.container.counters.instances.fetch_sub(1, Ordering::Relaxed);
-        self.container.learn(self.limiter.used());
+        self.container.learn(self.limiter.needed());
     }
 }
 
@@ -100,11 +101,19 @@ impl WasiHttpHooks for Closed {
 
     fn send_request(
         &mut self,
-        _: http::Request<WasiBody>,
+        request: http::Request<WasiBody>,
         _: Option<RequestOptions>,
         _: Pending<()>,
     ) -> Pending<(http::Response<WasiBody>, Pending<()>)> {
-        Box::new(std::future::ready(Err(Error::HttpRequestDenied)))
+        Box::new(async {
+            // Guests send the body before they look at the answer: it has to go somewhere, or they see a broken
+            // connection instead of the reason. Ends with the instance, which holds the other end.
+            tokio::spawn(async move {
+                let mut body = request.into_body();
+                while let Some(Ok(_)) = body.frame().await {}
+            });
+            Err(Error::HttpRequestDenied)
+        })
     }
 
     fn p2_outgoing_body_chunk_size(&mut self) -> usize {

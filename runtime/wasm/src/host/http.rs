@@ -259,7 +259,9 @@ impl Service {
             handled = self.handle(request, admission, tell.clone()) => handled,
         };
         match handled {
-            Ok(()) if tell.tell(Told::Failed) => self.container.trapped("the component returned without an answer"),
+            Ok(()) if tell.tell(Told::Failed) => {
+                self.container.trapped("the component returned without an answer")
+            }
             Ok(()) => {}
             Err(error) if error.is::<PoolConcurrencyLimitError>() => {
                 tell.tell(Told::Busy);
@@ -272,7 +274,12 @@ impl Service {
         }
     }
 
-    async fn handle(&self, request: Request<Incoming>, admission: Admission, tell: Teller) -> wasmtime::Result<()> {
+    async fn handle(
+        &self,
+        request: Request<Incoming>,
+        admission: Admission,
+        tell: Teller,
+    ) -> wasmtime::Result<()> {
         use wasmtime_wasi_http::WasiHttpView;
         let Admission { grant, place } = admission;
         let mut store = Guest::store(&self.container.common.engine, &self.container, grant)?;
@@ -349,7 +356,10 @@ impl Body for Answer {
     type Data = Bytes;
     type Error = HttpError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, HttpError>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, HttpError>>> {
         if let Some(text) = self.text.take() {
             return Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(text.as_bytes())))));
         }

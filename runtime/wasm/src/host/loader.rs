@@ -121,7 +121,8 @@ impl Loader {
             prepare(&engine, &linker, &component).map(Arc::new)
         });
         async move {
-            task.await.unwrap_or_else(|cause| Err(Failure::Internal { why: format!("loading failed: {cause}") }))
+            task.await
+                .unwrap_or_else(|cause| Err(Failure::Internal { why: format!("loading failed: {cause}") }))
         }
         .boxed()
         .shared()

@@ -228,8 +228,12 @@ mod tests {
         drop(output);
         let text = std::fs::read_to_string(&path).expect("log");
         let lines: Vec<Vec<&str>> = text.lines().map(|line| line.splitn(4, ' ').collect()).collect();
-        let told: Vec<(&str, &str, usize)> = lines.iter().map(|line| (line[1], line[2], line[3].len())).collect();
-        assert_eq!(told, [("stdout", "F", 3), ("stdout", "F", 3), ("stdout", "P", LONGEST_LINE), ("stdout", "F", 1)]);
+        let told: Vec<(&str, &str, usize)> =
+            lines.iter().map(|line| (line[1], line[2], line[3].len())).collect();
+        assert_eq!(
+            told,
+            [("stdout", "F", 3), ("stdout", "F", 3), ("stdout", "P", LONGEST_LINE), ("stdout", "F", 1)]
+        );
         for line in &lines {
             assert_eq!(line[0].len(), "2026-01-01T00:00:00.000000000Z".len());
             line[0].parse::<Timestamp>().expect("a time");

@@ -113,7 +113,9 @@ impl Budget {
         })?;
         match waiting {
             None => Ok(Grant { budget: self.clone(), bytes }),
-            Some(waiting) => Ok(waiting.await.expect("the line is held by the budget, which this keeps alive")),
+            Some(waiting) => {
+                Ok(waiting.await.expect("the line is held by the budget, which this keeps alive"))
+            }
         }
     }
 
@@ -151,6 +153,8 @@ impl Drop for Grant {
 pub(crate) struct Limiter {
     grant: Grant,
     used: u64,
+    /// What it would use now, had it got what it asked for last.
+    wanted: u64,
     /// A growth was denied, which is what ended the instance.
     pub denied: bool,
 }
@@ -164,7 +168,11 @@ struct Denied {
 
 impl fmt::Display for Denied {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "out of memory: {} bytes more would exceed the container's limit of {}", self.wanted, self.limit)
+        write!(
+            f,
+            "out of memory: {} bytes more would exceed the container's limit of {}",
+            self.wanted, self.limit
+        )
     }
 }
 
@@ -174,15 +182,16 @@ impl Limiter {
     /// With a grant that an instance may use up before it takes more.
     pub fn new(grant: Grant) -> Self {
         let used = HOST_BYTES.min(grant.bytes);
-        Self { grant, used, denied: false }
+        Self { grant, used, wanted: used, denied: false }
     }
 
-    /// What it uses, the host's part included.
-    pub fn used(&self) -> u64 {
-        self.used
+    /// What it needed at most, the host's part included: also what was denied, up to the limit.
+    pub fn needed(&self) -> u64 {
+        self.grant.budget.limit.map_or(self.wanted, |limit| self.wanted.min(limit))
     }
 
     fn grow(&mut self, bytes: u64) -> wasmtime::Result<bool> {
+        self.wanted = self.used + bytes;
         let missing = (self.used + bytes).saturating_sub(self.grant.bytes);
         if missing > 0 {
             let Some(mut more) = self.grant.budget.take(missing) else {
@@ -198,14 +207,24 @@ impl Limiter {
 }
 
 impl ResourceLimiter for Limiter {
-    fn memory_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
+    fn memory_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
         if maximum.is_some_and(|maximum| desired > maximum) {
             return Ok(false); // the component's own bound, which it can handle
         }
         self.grow((desired - current) as u64)
     }
 
-    fn table_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
+    fn table_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
         if maximum.is_some_and(|maximum| desired > maximum) {
             return Ok(false);
         }

@@ -51,7 +51,9 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let _ = tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_ansi(false)
-        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env().add_directive(tracing::Level::INFO.into()))
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::from_default_env().add_directive(tracing::Level::INFO.into()),
+        )
         .try_init();
     match run(orders) {
         Ok(()) => ExitCode::SUCCESS,

@@ -30,7 +30,8 @@ async fn a_module_is_compiled_once_however_many_ask() {
         let mode = fs::metadata(private).expect("there").permissions().mode();
         assert_eq!(mode & 0o077, 0, "{} is open to others", private.display());
     }
-    let left: Vec<_> = fs::read_dir(&cache).expect("a cache").map(|entry| entry.expect("entry").file_name()).collect();
+    let left: Vec<_> =
+        fs::read_dir(&cache).expect("a cache").map(|entry| entry.expect("entry").file_name()).collect();
     assert_eq!(left.len(), 3, "nothing but the key, the code and its MAC: {left:?}");
     harness.end().await;
 }

@@ -12,9 +12,36 @@ async fn a_command_ends_with_its_code_and_logs_its_lines() {
     let status = harness.host.status("says").await.expect("status");
     assert!(matches!(status.state, State::Exited { started_at: Some(_), .. }), "{status:?}");
 
+    // All that Rust's standard library can say on WASI 0.2 is that it failed.
     let exit = harness.run("fails", &["exit", "7"], |_| {}).await;
-    assert_eq!((exit.code, exit.reason), (7, Reason::Error));
+    assert_eq!((exit.code, exit.reason), (1, Reason::Error));
     harness.no_event().await;
+    harness.end().await;
+}
+
+/// Ends with 7 through `wasi:cli/exit`.
+const SEVEN: &str = r#"(component
+    (import "wasi:cli/exit@0.2.3" (instance $exit (export "exit-with-code" (func (param "status-code" u8)))))
+    (core func $code (canon lower (func $exit "exit-with-code")))
+    (core module $m
+        (import "exit" "code" (func $code (param i32)))
+        (func (export "run") (result i32) (call $code (i32.const 7)) unreachable))
+    (core instance $m (instantiate $m (with "exit" (instance (export "code" (func $code))))))
+    (func $run (result (result)) (canon lift (core func $m "run")))
+    (instance $i (export "run" (func $run)))
+    (export "wasi:cli/run@0.2.3" (instance $i)))"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_says_its_code_through_wasi_cli_exit() {
+    let mut harness = Harness::start().await;
+    let module = harness.dir().join("seven.wasm");
+    std::fs::write(&module, wat::parse_str(SEVEN).expect("text")).expect("written");
+    let adapt = |spec: &mut wharf_wasm::ContainerSpec| {
+        spec.digest = crate::support::digest(&module);
+        spec.module = module.clone();
+    };
+    let exit = harness.run("seven", &[], adapt).await;
+    assert_eq!((exit.code, exit.reason, exit.message.as_str()), (7, Reason::Error, ""));
     harness.end().await;
 }
 
@@ -53,7 +80,10 @@ async fn a_looping_command_is_stopped_and_killed_at_once() {
         spec.args.push("loop".to_owned());
         harness.host.create(spec).await.expect("created");
         harness.host.start_container(id).await.expect("started");
-        eventually("it computes", async || harness.host.stats(id).await.expect("stats").cpu_nanos > 5_000_000).await;
+        eventually("it computes", async || {
+            harness.host.stats(id).await.expect("stats").cpu_nanos > 5_000_000
+        })
+        .await;
         let ended = async {
             match code {
                 143 => harness.host.stop(id, Duration::from_secs(30)).await,

@@ -1,4 +1,6 @@
-use crate::support::{Harness, alive, digest, eventually, free_address, get, guest_path, pss, request, within};
+use crate::support::{
+    Harness, alive, digest, eventually, free_address, get, guest_path, pss, request, within,
+};
 use std::time::{Duration, Instant};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -108,7 +110,10 @@ async fn a_client_that_leaves_takes_its_instance_along() {
     let instances = async || harness.host.stats("left").await.expect("stats").instances;
     for path in ["/loop", "/sleep?60000"] {
         let mut stream = TcpStream::connect(at).await.expect("connected");
-        stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: guest.test\r\n\r\n").as_bytes()).await.expect("sent");
+        stream
+            .write_all(format!("GET {path} HTTP/1.1\r\nhost: guest.test\r\n\r\n").as_bytes())
+            .await
+            .expect("sent");
         eventually("an instance runs", async || instances().await == 1).await;
         drop(stream);
         eventually("it ended", async || instances().await == 0).await;
@@ -122,7 +127,8 @@ async fn a_stop_lets_requests_finish_and_takes_no_new_ones() {
     let at = harness.serve(harness.spec("stops", "guest-http")).await;
     let slow = tokio::spawn(get(at, "/sleep?300"));
     eventually("it runs", async || harness.host.stats("stops").await.expect("stats").instances == 1).await;
-    let exit = within("the stop", harness.host.stop("stops", Duration::from_secs(10))).await.expect("stopped");
+    let exit =
+        within("the stop", harness.host.stop("stops", Duration::from_secs(10))).await.expect("stopped");
     assert_eq!((exit.code, exit.reason), (0, Reason::Completed));
     assert_eq!(slow.await.expect("task"), (200, "slept\n".to_owned()));
     assert!(TcpStream::connect(at).await.is_err(), "nobody listens any more");
@@ -134,7 +140,8 @@ async fn a_stop_lets_requests_finish_and_takes_no_new_ones() {
     let at = harness.serve(harness.spec("deaf", "guest-http")).await;
     let stuck = tokio::spawn(request(at, "GET", "/loop", ""));
     eventually("it runs", async || harness.host.stats("deaf").await.expect("stats").instances == 1).await;
-    let exit = within("the stop", harness.host.stop("deaf", Duration::from_millis(50))).await.expect("stopped");
+    let exit =
+        within("the stop", harness.host.stop("deaf", Duration::from_millis(50))).await.expect("stopped");
     assert_eq!((exit.code, exit.reason), (137, Reason::Error));
     let _ = stuck.await;
     harness.host.remove("deaf").await.expect("removed");

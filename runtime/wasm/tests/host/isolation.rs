@@ -25,7 +25,8 @@ async fn guests_that_loop_or_fill_memory_delay_no_neighbour() {
     for (id, path) in [("loops", "/loop"), ("fills", "/fill?256")] {
         let bad = harness.serve(harness.spec(id, "guest-http")).await;
         let busy: Vec<_> = (0..4).map(|_| tokio::spawn(request(bad, "GET", path, ""))).collect();
-        eventually("they run", async || harness.host.stats(id).await.expect("stats").cpu_nanos > 20_000_000).await;
+        eventually("they run", async || harness.host.stats(id).await.expect("stats").cpu_nanos > 20_000_000)
+            .await;
         let beside = times(neighbour, 200).await;
         let (median, p99) = (beside[100], beside[198]);
         println!("{id}: p50 {median:?} (alone {:?}), p99 {p99:?} (alone {:?})", alone[100], alone[198]);
@@ -69,7 +70,8 @@ async fn at_the_memory_limit_requests_wait_and_then_are_refused() {
     assert_eq!((first.0, second.0), (200, 200));
 
     let crowd: Vec<_> = (0..600).map(|_| tokio::spawn(request(at, "GET", "/hold?3,20000", ""))).collect();
-    eventually("some are refused", async || harness.host.stats("full").await.expect("stats").refused > 0).await;
+    eventually("some are refused", async || harness.host.stats("full").await.expect("stats").refused > 0)
+        .await;
     let stats = harness.host.stats("full").await.expect("stats");
     assert!(stats.memory_bytes <= 8 << 20, "{stats:?}");
     let exit = within("the end", harness.host.kill("full")).await.expect("killed");

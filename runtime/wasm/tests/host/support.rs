@@ -195,7 +195,8 @@ pub async fn request(at: SocketAddr, method: &str, path: &str, body: &str) -> Re
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| told(&error))?;
     let connection = tokio::spawn(connection);
     let request = ::http::Request::builder().method(method).uri(path).header("host", "guest.test");
-    let request = request.body(Full::new(Bytes::copy_from_slice(body.as_bytes()))).map_err(|error| told(&error))?;
+    let request =
+        request.body(Full::new(Bytes::copy_from_slice(body.as_bytes()))).map_err(|error| told(&error))?;
     let response = sender.send_request(request).await.map_err(|error| told(&error))?;
     let status = response.status().as_u16();
     let body = response.into_body().collect().await.map_err(|error| told(&error))?.to_bytes();

@@ -20,7 +20,9 @@ const IDLE: Duration = Duration::from_secs(60);
 fn main() -> Result<()> {
     exit_on_signal()?;
     let port = match std::env::var("PORT") {
-        Ok(port) => port.parse().map_err(|_| std::io::Error::other(format!("PORT={port:?} is not a port")))?,
+        Ok(port) => {
+            port.parse().map_err(|_| std::io::Error::other(format!("PORT={port:?} is not a port")))?
+        }
         Err(_) => 8080,
     };
     let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))?;

@@ -69,7 +69,9 @@ fn text(text: impl Into<String>) -> Result<Response<Body>, Error> {
 fn told(result: Result<String, impl std::fmt::Display>) -> Result<Response<Body>, Error> {
     match result {
         Ok(said) => text(said),
-        Err(error) => Ok(Response::builder().status(StatusCode::FORBIDDEN).body(format!("{error}\n").into())?),
+        Err(error) => {
+            Ok(Response::builder().status(StatusCode::FORBIDDEN).body(format!("{error}\n").into())?)
+        }
     }
 }
 
