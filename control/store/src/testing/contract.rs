@@ -24,7 +24,7 @@ pub trait Place: Send + Sync {
 }
 
 /// How long a step may take before the case has failed.
-const DEADLINE: Duration = Duration::from_secs(20);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Checks that the engine keeps every guarantee of [`Store`]; `new` makes an empty place for each case.
 ///

@@ -3,15 +3,19 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
+use futures::stream::BoxStream;
 use rand::RngExt;
 use tokio::task::JoinSet;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use wharf_store::testing::{Fault, FaultyDisk, Place};
-use wharf_store::{Cache, CacheEvent, Error, Key, Redb, Revision, Snapshot, Store, Watcher, Write};
+use wharf_store::{
+    Cache, CacheEvent, Entry, Error, Event, Key, Page, Redb, Revision, Snapshot, Store, Watcher, Write,
+};
 
 use super::Folder;
 
@@ -19,7 +23,7 @@ use super::Folder;
 type Objects = Cache<Redb, usize>;
 type State = BTreeMap<Key, (Revision, Bytes)>;
 
-const DEADLINE: Duration = Duration::from_secs(20);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 async fn start(store: &Arc<Redb>) -> (Objects, DropGuard) {
     let stop = CancellationToken::new();
@@ -334,4 +338,74 @@ async fn the_cache_follows_a_store_whose_disk_fails() {
             break;
         }
     }
+}
+
+/// A store whose first watch breaks after two events, and whose history is gone at the second.
+struct Torn(Redb, AtomicU32);
+
+impl Store for Torn {
+    async fn get(&self, key: &Key) -> Result<Option<Entry>, Error> {
+        self.0.get(key).await
+    }
+    async fn range(
+        &self,
+        prefix: &str,
+        after: Bound<&Key>,
+        limit: usize,
+        at: Option<Revision>,
+    ) -> Result<Page, Error> {
+        self.0.range(prefix, after, limit, at).await
+    }
+    async fn write(&self, write: Write) -> Result<Revision, Error> {
+        self.0.write(write).await
+    }
+    async fn watch(
+        &self,
+        prefix: &str,
+        from: Revision,
+    ) -> Result<BoxStream<'static, Result<Event, Error>>, Error> {
+        let events = self.0.watch(prefix, from).await?;
+        match self.1.fetch_add(1, Ordering::SeqCst) {
+            0 => {
+                let broken = Error::Engine { action: "go on", cause: Arc::new(std::fmt::Error) };
+                Ok(events.take(2).chain(futures::stream::once(async { Err(broken) })).boxed())
+            }
+            1 => {
+                // A change that no watch tells.
+                self.0.write(Write::create("a/unseen".into(), Bytes::new())).await?;
+                Err(Error::Compacted { asked: from, oldest: self.0.revision().await? })
+            }
+            _ => Ok(events),
+        }
+    }
+    async fn revision(&self) -> Result<Revision, Error> {
+        self.0.revision().await
+    }
+    async fn compact(&self, before: Revision) -> Result<(), Error> {
+        self.0.compact(before).await
+    }
+}
+
+#[tokio::test]
+async fn a_cache_that_lost_its_place_loads_again_and_ends_its_watchers() {
+    let folder = Folder::new();
+    let store = Arc::new(Torn(folder.open().await, AtomicU32::new(0)));
+    let stop = CancellationToken::new();
+    let cache = Cache::start(store, |_, value| value.len(), stop.clone()).await.expect("start");
+    let _stop = stop.drop_guard();
+    let mut watcher = cache.watch("a/", Revision(0)).await.expect("watch");
+    for turn in 0..4 {
+        let write = Write::create(format!("a/{turn}").into(), Bytes::from_static(b"v"));
+        let revision = cache.write(write).await.expect("write");
+        assert!(cache.revision() >= revision, "reads show it, whatever became of the watch");
+    }
+    let keys: Vec<Key> =
+        cache.snapshot("", None).await.expect("snapshot").iter().map(|object| object.key.clone()).collect();
+    assert_eq!(keys, ["a/0", "a/1", "a/2", "a/3", "a/unseen"].map(Key::from));
+    // The watcher was not told of everything, so it is ended where it was.
+    assert!(matches!(watcher.next().await, Err(Error::Lagged { at: Revision(0) })));
+    drop(watcher);
+    let mut again = cache.watch("a/", cache.revision()).await.expect("watch");
+    let last = cache.write(Write::create("a/last".into(), Bytes::new())).await.expect("write");
+    assert_eq!(next(&mut again).await.revision, last);
 }
