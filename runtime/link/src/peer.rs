@@ -35,9 +35,15 @@ pub struct Wire<Req> {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum WireReply<Resp, Ev> {
-    Reply { id: u64, reply: Resp },
+    Reply {
+        id: u64,
+        reply: Resp,
+    },
     /// The request was refused, in words for people.
-    Refused { id: u64, why: String },
+    Refused {
+        id: u64,
+        why: String,
+    },
     Event(Ev),
 }
 
@@ -151,7 +157,8 @@ where
         let id = self.ids.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let frame = frame::encode(&Wire { id, request }, fds)?;
         let (answer, answered) = oneshot::channel();
-        let known = self.shared.with(|waiting| waiting.as_mut().map(|waiting| waiting.insert(id, answer)).is_some());
+        let known =
+            self.shared.with(|waiting| waiting.as_mut().map(|waiting| waiting.insert(id, answer)).is_some());
         if !known {
             return Err(Error::Closed);
         }

@@ -10,7 +10,10 @@ use std::{
     },
     time::Duration,
 };
-use wharf_link::{Calls, Emitter, Error, Events, Listener, MAX_BODY, MAX_FDS, Peer, Socket, Wire, WireReply, blocking, serve};
+use wharf_link::{
+    Calls, Emitter, Error, Events, Listener, MAX_BODY, MAX_FDS, Peer, Socket, Wire, WireReply, blocking,
+    serve,
+};
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 enum Ask {
@@ -86,7 +89,10 @@ fn descriptors_nobody_takes_are_closed_and_none_is_inherited() {
         for fd in &message.fds {
             assert!(rustix::io::fcntl_getfd(fd).unwrap().contains(rustix::io::FdFlags::CLOEXEC));
         }
-        assert!(matches!(b.recv::<String>(), Err(Error::Decode(_))), "the descriptors of a message not understood");
+        assert!(
+            matches!(b.recv::<String>(), Err(Error::Decode(_))),
+            "the descriptors of a message not understood"
+        );
     } // one message was never received
     assert_eq!(open_fds(), before);
 }
@@ -279,7 +285,8 @@ async fn the_blocking_end_can_speak_for_itself_over_a_path() {
         let mut client = listener.accept().unwrap();
         while let Some(message) = client.recv::<Wire<Ask>>().unwrap() {
             let Ask::Double(n) = message.body.request else { panic!() };
-            let reply: WireReply<Tell, News> = WireReply::Reply { id: message.body.id, reply: Tell::Number(n * 2) };
+            let reply: WireReply<Tell, News> =
+                WireReply::Reply { id: message.body.id, reply: Tell::Number(n * 2) };
             client.send(&reply, vec![]).unwrap();
         }
     });

@@ -231,11 +231,16 @@ fn mount(kind: &str, source: &Path, destination: &Path, options: &[&str]) -> Oci
 
 fn mounts(spec: &ContainerSpec, dir: &Dir) -> Result<(Vec<OciMount>, Vec<PathBuf>), Error> {
     let sys = if spec.privileged { "rw" } else { "ro" };
-    let standard = |kind: &str, at: &str, options: &[&str]| mount(kind, Path::new(kind), Path::new(at), options);
+    let standard =
+        |kind: &str, at: &str, options: &[&str]| mount(kind, Path::new(kind), Path::new(at), options);
     let mut list = vec![
         standard("proc", "/proc", &["nosuid", "noexec", "nodev"]),
         standard("tmpfs", "/dev", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
-        standard("devpts", "/dev/pts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
+        standard(
+            "devpts",
+            "/dev/pts",
+            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+        ),
         standard("mqueue", "/dev/mqueue", &["nosuid", "noexec", "nodev"]),
         standard("tmpfs", "/dev/shm", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]),
         standard("sysfs", "/sys", &["nosuid", "noexec", "nodev", sys]),
@@ -245,7 +250,8 @@ fn mounts(spec: &ContainerSpec, dir: &Dir) -> Result<(Vec<OciMount>, Vec<PathBuf
     for wanted in &spec.mounts {
         let mut made = match wanted {
             Mount::Tmpfs { destination, options } => {
-                let options: Vec<&str> = ["nosuid", "nodev"].into_iter().chain(options.iter().map(String::as_str)).collect();
+                let options: Vec<&str> =
+                    ["nosuid", "nodev"].into_iter().chain(options.iter().map(String::as_str)).collect();
                 mount("tmpfs", Path::new("tmpfs"), destination, &options)
             }
             Mount::Bind { source, destination, readonly, recursive_readonly, propagation } => {

@@ -17,6 +17,8 @@ use std::{
 };
 
 const ROOT: &str = "/sys/fs/cgroup";
+/// The limit on memory with swap; there only where the kernel accounts swap.
+const SWAP_V1: &str = "memory.memsw.limit_in_bytes";
 /// How long a group may stay busy after its last process was killed: the kernel empties it a moment later.
 const EMPTYING: Duration = Duration::from_secs(5);
 
@@ -193,7 +195,8 @@ pub(crate) fn kill(group: &str, spare: &[i32]) -> io::Result<()> {
     let until = Instant::now() + EMPTYING;
     loop {
         for pid in &running {
-            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(*pid), nix::sys::signal::Signal::SIGKILL);
+            let _ =
+                nix::sys::signal::kill(nix::unistd::Pid::from_raw(*pid), nix::sys::signal::Signal::SIGKILL);
         }
         if let Some(freezer) = &freezer {
             let _ = fs::write(freezer, "THAWED");
@@ -270,8 +273,23 @@ pub(crate) fn update(group: &str, resources: &Resources) -> Result<(), Error> {
         }
     }
     if let Some(limit) = resources.memory_limit {
-        let limit = if limit > 0 { limit.to_string() } else if v1 { "-1".to_owned() } else { "max".to_owned() };
-        write("memory", if v1 { "memory.limit_in_bytes" } else { "memory.max" }, limit)?;
+        let limit = if limit > 0 {
+            limit.to_string()
+        } else if v1 {
+            "-1".to_owned()
+        } else {
+            "max".to_owned()
+        };
+        if v1 && limits_swap() {
+            // Memory may never be allowed more than memory with swap: which goes first depends on the direction.
+            let swap_first = write("memory", SWAP_V1, limit.clone());
+            write("memory", "memory.limit_in_bytes", limit.clone())?;
+            if swap_first.is_err() {
+                write("memory", SWAP_V1, limit)?;
+            }
+        } else {
+            write("memory", if v1 { "memory.limit_in_bytes" } else { "memory.max" }, limit)?;
+        }
     }
     if let Some(limit) = resources.pids_limit {
         write("pids", "pids.max", if limit > 0 { limit.to_string() } else { "max".to_owned() })?;
@@ -293,7 +311,7 @@ fn weight(shares: u64) -> u64 {
 /// Whether the machine accounts swap, so that a limit on memory with swap can be set.
 pub(crate) fn limits_swap() -> bool {
     let file = match hierarchies() {
-        Hierarchies::V1(_) => place("memory", "/").map(|dir| dir.join("memory.memsw.limit_in_bytes")),
+        Hierarchies::V1(_) => place("memory", "/").map(|dir| dir.join(SWAP_V1)),
         Hierarchies::V2 => return false, // the file is in groups below the root only; zero swap needs no entry
     };
     file.is_some_and(|file| file.exists())

@@ -21,7 +21,11 @@ pub enum Error {
     #[error("link to zygote or monitor")]
     Link(#[source] wharf_link::Error),
     #[error("{what}")]
-    Io { what: String, #[source] cause: io::Error },
+    Io {
+        what: String,
+        #[source]
+        cause: io::Error,
+    },
 }
 
 impl From<wharf_link::Error> for Error {

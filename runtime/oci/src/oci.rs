@@ -330,7 +330,11 @@ impl Oci {
 
     fn expect(&self, entry: &Entry, fits: impl FnOnce(&Status) -> bool) -> Result<(), Error> {
         let status = entry.status.borrow();
-        if fits(&status) { Ok(()) } else { Err(Error::State { id: entry.meta.id.clone(), is: status.name() }) }
+        if fits(&status) {
+            Ok(())
+        } else {
+            Err(Error::State { id: entry.meta.id.clone(), is: status.name() })
+        }
     }
 }
 
@@ -497,7 +501,8 @@ impl Inner {
         let killed = self.ask(entry, Request::Signal(libc::SIGKILL), ANSWER).await;
         if killed.is_err() {
             let group = entry.meta.cgroup.clone();
-            blocking(move || cgroup::kill(&group, &[]).map_err(at("empty cgroup", Path::new(&group)))).await?;
+            blocking(move || cgroup::kill(&group, &[]).map_err(at("empty cgroup", Path::new(&group))))
+                .await?;
         }
         let over = timeout(ANSWER, status.wait_for(|status| matches!(status, Status::Exited(_)))).await;
         over.map(drop).map_err(|_| Error::Deadline { id: entry.meta.id.clone(), seconds: ANSWER.as_secs() })
@@ -531,7 +536,9 @@ impl Inner {
                 Err(_) => return Err(Error::Deadline { id, seconds: ANSWER.as_secs() }),
                 Ok(Ok(Some(message))) => break message.body,
                 Ok(Ok(None)) if !retried => retried = true, // the zygote died meanwhile
-                Ok(Ok(None)) => return Err(Error::Refused(format!("the pause process of {id} died at once"))),
+                Ok(Ok(None)) => {
+                    return Err(Error::Refused(format!("the pause process of {id} died at once")));
+                }
                 Ok(Err(error)) => return Err(error.into()),
             }
         };

@@ -4,8 +4,9 @@ use crate::spec::Rootfs;
 use rustix::{
     fs::{CWD, Mode, OFlags, ResolveFlags},
     mount::{
-        FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
-        fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount, mount_change, move_mount, open_tree,
+        FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags,
+        OpenTreeFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount, mount_change,
+        move_mount, open_tree,
     },
 };
 use std::{
@@ -24,12 +25,17 @@ const OPTIONS: usize = 4000;
 pub(crate) fn prepare(rootfs: &Rootfs, target: &Path, shared: &[(PathBuf, PathBuf)]) -> io::Result<()> {
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)?;
     // Cloned while they still are in the host's peer group.
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::AT_RECURSIVE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::AT_RECURSIVE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let clones: Vec<OwnedFd> =
         shared.iter().map(|(source, _)| open_tree(CWD, source, flags)).collect::<Result<_, _>>()?;
     mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)?;
     for (clone, (source, place)) in clones.iter().zip(shared) {
-        if source.is_dir() { fs::create_dir_all(place)? } else { fs::write(place, "")? }
+        if source.is_dir() {
+            fs::create_dir_all(place)?
+        } else {
+            fs::write(place, "")?
+        }
         move_mount(clone, "", CWD, place, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
     }
     match rootfs {
@@ -41,7 +47,8 @@ pub(crate) fn prepare(rootfs: &Rootfs, target: &Path, shared: &[(PathBuf, PathBu
 fn overlay(lower: &[PathBuf], upper: &Path, work: &Path, target: &Path) -> io::Result<()> {
     let text = |path: &Path| -> io::Result<String> {
         let text = path.to_str().filter(|text| !text.contains([':', ',', '\\']));
-        text.map(str::to_owned).ok_or_else(|| io::Error::other(format!("{} cannot be a layer", path.display())))
+        text.map(str::to_owned)
+            .ok_or_else(|| io::Error::other(format!("{} cannot be a layer", path.display())))
     };
     let layers: Vec<String> = lower.iter().map(|layer| text(layer)).collect::<Result<_, _>>()?;
     let (upper, work) = (text(upper)?, text(work)?);
@@ -55,7 +62,8 @@ fn overlay(lower: &[PathBuf], upper: &Path, work: &Path, target: &Path) -> io::R
     for layer in &layers {
         fsconfig_set_string(&context, "lowerdir+", layer.as_str())?;
     }
-    for (name, value) in [("upperdir", upper.as_str()), ("workdir", &work), ("index", "off"), ("xino", "off")] {
+    for (name, value) in [("upperdir", upper.as_str()), ("workdir", &work), ("index", "off"), ("xino", "off")]
+    {
         fsconfig_set_string(&context, name, value)?;
     }
     fsconfig_create(&context)?;

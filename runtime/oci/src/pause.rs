@@ -106,7 +106,8 @@ fn enter(spec: &PauseSpec) -> io::Result<()> {
     }
     for (name, value) in &spec.sysctls {
         let path = Path::new("/proc/sys").join(name.replace('.', "/"));
-        fs::write(&path, value).map_err(|cause| io::Error::new(cause.kind(), format!("sysctl {name}: {cause}")))?;
+        fs::write(&path, value)
+            .map_err(|cause| io::Error::new(cause.kind(), format!("sysctl {name}: {cause}")))?;
     }
     if let Some(score) = spec.oom_score_adj {
         sys::set_oom_score(std::process::id() as i32, score);
@@ -145,7 +146,11 @@ fn settle(spec: &PauseSpec) -> ! {
     let _ = signals.thread_block();
     loop {
         match signals.wait() {
-            Ok(Signal::SIGCHLD) => while matches!(waitpid(None, Some(WaitPidFlag::WNOHANG)), Ok(status) if status.pid().is_some()) {},
+            Ok(Signal::SIGCHLD) => {
+                while matches!(waitpid(None, Some(WaitPidFlag::WNOHANG)), Ok(status) if status.pid().is_some())
+                {
+                }
+            }
             _ => sys::leave(0),
         }
     }

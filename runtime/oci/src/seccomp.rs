@@ -62,7 +62,10 @@ const GUARDED: &[(Capability, &str)] = &[
     (Capability::SysRawio, "iopl ioperm"),
     (Capability::SysTime, "settimeofday stime clock_settime clock_settime64"),
     (Capability::SysTtyConfig, "vhangup"),
-    (Capability::SysNice, "get_mempolicy mbind set_mempolicy set_mempolicy_home_node migrate_pages move_pages"),
+    (
+        Capability::SysNice,
+        "get_mempolicy mbind set_mempolicy set_mempolicy_home_node migrate_pages move_pages",
+    ),
     (Capability::Syslog, "syslog"),
     (Capability::DacReadSearch, "open_by_handle_at"),
     (Capability::Bpf, "bpf"),
@@ -77,7 +80,12 @@ const AF_VSOCK: u64 = 40;
 /// What personality(2) may be set to: Linux, 32 bit, no randomisation, and asking.
 const PERSONALITIES: [u64; 5] = [0x0, 0x8, 0x2_0000, 0x2_0008, 0xffff_ffff];
 
-fn rule(names: &str, action: LinuxSeccompAction, errno: Option<u32>, args: Vec<LinuxSeccompArg>) -> LinuxSyscall {
+fn rule(
+    names: &str,
+    action: LinuxSeccompAction,
+    errno: Option<u32>,
+    args: Vec<LinuxSeccompArg>,
+) -> LinuxSyscall {
     let names: Vec<String> = names.split_whitespace().map(str::to_owned).collect();
     let mut rule = LinuxSyscallBuilder::default().names(names).action(action);
     if let Some(errno) = errno {

@@ -55,8 +55,13 @@ pub enum Status {
     /// Not there yet: its creation is under way.
     Creating,
     /// Waits for [`crate::Oci::start_container`]. The pid is of the host's namespace.
-    Created { pid: i32 },
-    Running { pid: i32, started_at: String },
+    Created {
+        pid: i32,
+    },
+    Running {
+        pid: i32,
+        started_at: String,
+    },
     Exited(Exit),
 }
 

@@ -37,7 +37,8 @@ pub fn main() -> ExitCode {
         return ExitCode::FAILURE;
     };
     // Forks inherit this: a shim's terminal, directory and descriptors must not be held by what outlives it.
-    let detached = nix::unistd::setsid().is_ok() && std::env::set_current_dir("/").is_ok() && null_stdin().is_ok();
+    let detached =
+        nix::unistd::setsid().is_ok() && std::env::set_current_dir("/").is_ok() && null_stdin().is_ok();
     if !detached {
         return ExitCode::FAILURE;
     }

@@ -141,7 +141,10 @@ async fn a_container_sees_what_its_spec_says() {
     spec.oom_score_adj = Some(500);
     let (code, text) = bed.outcome(&oci, spec).await;
     assert_eq!(code, 0, "{text}");
-    assert!(text.starts_with("uid=1000 gid=2000 pid=1 host=inside cwd=/made/for/it env=two tty=0\n"), "{text}");
+    assert!(
+        text.starts_with("uid=1000 gid=2000 pid=1 host=inside cwd=/made/for/it env=two tty=0\n"),
+        "{text}"
+    );
     assert!(text.contains("sethostname=-1 unshare=-1\n"), "{text}");
     for line in ["Seccomp:\t2", "NoNewPrivs:\t1", "Groups:\t3000", "CapEff:\t0000000000000000"] {
         assert!(text.contains(line), "{line} in {text}");
@@ -201,7 +204,11 @@ async fn a_container_that_cannot_be_created_leaves_nothing() {
     let error = oci.create(spec).await.unwrap_err();
     assert!(matches!(&error, Error::Refused(why) if why.contains("/bin/none")), "{error}");
     let mut spec = bed.spec("layer", &["echo"]);
-    spec.rootfs = Rootfs::Overlay { lower: vec!["/no/such".into()], upper: bed.path("rw/layer/upper"), work: bed.path("rw/layer/work") };
+    spec.rootfs = Rootfs::Overlay {
+        lower: vec!["/no/such".into()],
+        upper: bed.path("rw/layer/upper"),
+        work: bed.path("rw/layer/work"),
+    };
     let error = oci.create(spec).await.unwrap_err();
     assert!(matches!(&error, Error::Refused(why) if why.contains("root file system")), "{error}");
     assert!(matches!(oci.create(bed.spec("../up", &["echo"])).await, Err(Error::Invalid(_))));
@@ -279,7 +286,12 @@ async fn speed() {
         text.lines().find_map(|line| line.strip_prefix("Pss:")).unwrap_or("").trim().to_owned()
     };
     let monitors = bed.named("wharf-monitor");
-    println!("{} monitors, pss of one {}, zygote {}", monitors.len(), pss(monitors[0]), pss(bed.named("wharf-zygote")[0]));
+    println!(
+        "{} monitors, pss of one {}, zygote {}",
+        monitors.len(),
+        pss(monitors[0]),
+        pss(bed.named("wharf-zygote")[0])
+    );
     for n in 0..30 {
         let begin = std::time::Instant::now();
         oci.remove(&format!("c{n}")).await.unwrap();

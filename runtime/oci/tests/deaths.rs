@@ -117,7 +117,21 @@ async fn a_pause_process_holds_a_pods_namespaces() {
     let (oci, mut events) = bed.start().await;
     let net = bed.path("net");
     fs::write(&net, "").unwrap();
-    run("unshare", &[&format!("--net={}", net.display()), "ip", "link", "add", "wharftest0", "type", "dummy"]);
+    run(
+        "unshare",
+        &[
+            &format!("--net={}", net.display()),
+            "ip",
+            "link",
+            "add",
+            "wharftest0",
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "wharftest1",
+        ],
+    );
     let spec = PauseSpec {
         id: "pod".to_owned(),
         network: Some(net.clone()),
@@ -141,7 +155,10 @@ async fn a_pause_process_holds_a_pods_namespaces() {
     assert!(code == 0 && text.contains("wharftest0:") && !text.contains("eth0:"), "{text}");
     let (_, text) = bed.outcome(&oci, join("me", &["me"])).await;
     assert!(text.contains("host=the-pod") && !text.contains("pid=1 "), "{text}");
-    assert_eq!(bed.outcome(&oci, join("sysctl", &["cat", "/proc/sys/kernel/shm_rmid_forced"])).await, (0, "1\n".to_owned()));
+    assert_eq!(
+        bed.outcome(&oci, join("sysctl", &["cat", "/proc/sys/kernel/shm_rmid_forced"])).await,
+        (0, "1\n".to_owned())
+    );
     let (code, text) = bed.outcome(&oci, join("root", &["cat", "/proc/1/root/bin/box"])).await;
     assert!(code == 1 && text.contains("denied"), "a container looks into the pause process: {text}");
     for id in ["links", "me", "sysctl", "root"] {
@@ -155,7 +172,8 @@ async fn a_pause_process_holds_a_pods_namespaces() {
     oci.remove_pause("pod").await.unwrap();
     assert!(!std::path::Path::new(&format!("/proc/{}/ns/ipc", pause.pid)).exists());
 
-    let lone = oci.pause(PauseSpec { id: "lone".to_owned(), ipc: true, ..PauseSpec::default() }).await.unwrap();
+    let lone =
+        oci.pause(PauseSpec { id: "lone".to_owned(), ipc: true, ..PauseSpec::default() }).await.unwrap();
     kill(Pid::from_raw(lone.pid), Signal::SIGKILL).unwrap();
     assert_eq!(events.next().await, Some(Event::PauseExited { id: "lone".to_owned() }));
     oci.remove_pause("lone").await.unwrap();

@@ -43,7 +43,8 @@ pub(super) fn create(plan: &Plan, stdio: Option<Stdio>) -> Result<i32, String> {
     let dir = Dir(plan.dir.clone());
     let shared: Vec<(PathBuf, PathBuf)> =
         plan.shared.iter().enumerate().map(|(nth, source)| (source.clone(), dir.shared(nth))).collect();
-    overlay::prepare(&plan.rootfs, &dir.rootfs(), &shared).map_err(|cause| format!("root file system: {cause}"))?;
+    overlay::prepare(&plan.rootfs, &dir.rootfs(), &shared)
+        .map_err(|cause| format!("root file system: {cause}"))?;
     let _ = overlay::make_cwd(&dir.rootfs(), &plan.cwd); // if it is missed, the library says so
 
     let mut builder = ContainerBuilder::new(plan.id.clone(), SyscallType::default());
@@ -109,7 +110,8 @@ pub(super) fn in_child<T: Serialize + DeserializeOwned>(
     let outcome = loop {
         let left = until.saturating_duration_since(Instant::now());
         let left = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-        let mut fds = [PollFd::new(ours.as_fd(), PollFlags::POLLIN), PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
+        let mut fds =
+            [PollFd::new(ours.as_fd(), PollFlags::POLLIN), PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
         match poll(&mut fds, left) {
             Ok(0) => break Err(format!("not done within {} s", deadline.as_secs())),
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}

@@ -109,7 +109,10 @@ impl Monitor {
                 self.finish(code);
                 return Ok(());
             }
-            if news && self.clients.len() < CLIENTS && let Some(listener) = &self.listener {
+            if news
+                && self.clients.len() < CLIENTS
+                && let Some(listener) = &self.listener
+            {
                 if let Ok(client) = listener.accept() {
                     if client.set_nonblocking(true).is_ok() {
                         self.clients.push(client);
@@ -143,7 +146,8 @@ impl Monitor {
         let (clients, rest) = ready[1..].split_at(self.clients.len());
         let count = self.container.as_ref().map_or(0, |container| container.outputs.len());
         let (outputs, listener) = rest.split_at(count);
-        let indices = |ready: &[bool]| ready.iter().enumerate().filter(|(_, ready)| **ready).map(|(i, _)| i).collect();
+        let indices =
+            |ready: &[bool]| ready.iter().enumerate().filter(|(_, ready)| **ready).map(|(i, _)| i).collect();
         Ok((indices(clients), indices(outputs), listener.first().copied().unwrap_or(false)))
     }
 
@@ -312,20 +316,22 @@ impl Running {
         let mut buffer = [0; 16 << 10];
         let mut entries = Vec::new();
         let time = state::now();
-        for index in ready.iter().rev() {
+        let mut ended = Vec::new();
+        for index in ready {
             let output = &mut self.outputs[*index];
             match output.file.read(&mut buffer) {
-                Ok(0) => {
+                Ok(n) if n > 0 => output.lines.feed(&buffer[..n], &time, &mut entries),
+                Err(cause)
+                    if matches!(cause.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+                // A terminal without a program at its end says EIO.
+                Ok(_) | Err(_) => {
                     output.lines.finish(&time, &mut entries);
-                    self.outputs.swap_remove(*index);
-                }
-                Ok(n) => output.lines.feed(&buffer[..n], &time, &mut entries),
-                Err(cause) if matches!(cause.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
-                Err(_) => {
-                    output.lines.finish(&time, &mut entries); // a terminal without a program at its end says EIO
-                    self.outputs.swap_remove(*index);
+                    ended.push(*index);
                 }
             }
+        }
+        for index in ended.into_iter().rev() {
+            self.outputs.remove(index);
         }
         if let Some(log) = self.log.as_mut().filter(|_| !entries.is_empty()) {
             log.write(&entries);
@@ -337,8 +343,11 @@ impl Running {
         let until = Instant::now() + DRAIN;
         while !self.outputs.is_empty() {
             let left = until.saturating_duration_since(Instant::now());
-            let mut fds: Vec<PollFd<'_>> =
-                self.outputs.iter().map(|output| PollFd::new(output.file.as_fd(), PollFlags::POLLIN)).collect();
+            let mut fds: Vec<PollFd<'_>> = self
+                .outputs
+                .iter()
+                .map(|output| PollFd::new(output.file.as_fd(), PollFlags::POLLIN))
+                .collect();
             match poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO)) {
                 Err(nix::errno::Errno::EINTR) => continue,
                 Ok(0) | Err(_) => break,

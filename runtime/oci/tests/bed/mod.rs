@@ -106,7 +106,9 @@ impl Bed {
     pub fn processes(&self) -> Vec<(i32, String)> {
         let mut found = Vec::new();
         for entry in fs::read_dir("/proc").unwrap().flatten() {
-            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
+                continue;
+            };
             let read = |name: &str| fs::read(entry.path().join(name)).unwrap_or_default();
             let has = |name: &str| String::from_utf8_lossy(&read(name)).contains(&self.mark);
             let state = String::from_utf8_lossy(&read("stat")).rsplit(") ").next().unwrap_or("Z").to_owned();
@@ -123,7 +125,11 @@ impl Bed {
 
     fn cgroups(&self) -> Vec<PathBuf> {
         let roots = fs::read_dir("/sys/fs/cgroup").unwrap().flatten().map(|entry| entry.path());
-        roots.chain([PathBuf::from("/sys/fs/cgroup")]).map(|root| root.join(&self.mark)).filter(|dir| dir.exists()).collect()
+        roots
+            .chain([PathBuf::from("/sys/fs/cgroup")])
+            .map(|root| root.join(&self.mark))
+            .filter(|dir| dir.exists())
+            .collect()
     }
 
     /// Everything is gone but for the directories that the bed itself made.
@@ -147,7 +153,8 @@ impl Drop for Bed {
     fn drop(&mut self) {
         // After a failed test.
         for (pid, _) in self.processes() {
-            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+            let _ =
+                nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
         }
         for _ in 0..100 {
             let groups = self.cgroups();
@@ -156,7 +163,10 @@ impl Drop for Bed {
             }
             std::thread::sleep(Duration::from_millis(10));
             for group in groups {
-                let _ = Command::new("find").arg(&group).args(["-depth", "-type", "d", "-exec", "rmdir", "{}", ";"]).output();
+                let _ = Command::new("find")
+                    .arg(&group)
+                    .args(["-depth", "-type", "d", "-exec", "rmdir", "{}", ";"])
+                    .output();
             }
         }
     }

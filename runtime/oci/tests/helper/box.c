@@ -68,9 +68,9 @@ int main(int argc, char **argv) {
         printf("uid=%d gid=%d pid=%d host=%s cwd=%s env=%s tty=%d\n", getuid(), getgid(), getpid(), name,
                getcwd(cwd, sizeof cwd - 1), getenv("WHARF") ? getenv("WHARF") : "", isatty(1));
         fflush(stdout);
+        cat("/proc/self/status");
         printf("sethostname=%d unshare=%d\n", sethostname("other", 5), unshare(CLONE_NEWUSER));
         fflush(stdout);
-        cat("/proc/self/status");
         return cat("/proc/self/oom_score_adj");
     }
     if (!strcmp(what, "links")) { /* network links, by the kernel's own list */
