@@ -148,9 +148,13 @@ pub fn apply(
         set.subtract_trees(&reset);
     }
     let changed = difference.added.union(&difference.modified);
-    let conflicts = conflicts(&entries, &changed);
-    if !force && !conflicts.is_empty() && !handed_over(live, ty, actor, &entries, &changed) {
-        return Err(ApplyError::Conflicts(conflicts));
+    let nothing = FieldSet::new();
+    if !force && !conflicts(&entries, &changed, &nothing).is_empty() {
+        let allowed = handed_over(live, ty, actor).unwrap_or_default();
+        let conflicts = conflicts(&entries, &changed, &allowed);
+        if !conflicts.is_empty() {
+            return Err(ApplyError::Conflicts(conflicts));
+        }
     }
     for entry in &mut entries {
         entry.set.subtract(&changed);
@@ -183,13 +187,15 @@ pub fn apply(
     Ok(merged)
 }
 
-/// Which of the changed fields others own.
-fn conflicts(others: &[Entry], changed: &FieldSet) -> Vec<Conflict> {
-    let mut found: Vec<(String, Vec<String>)> = others
-        .iter()
-        .map(|entry| (entry.shown(), entry.set.intersection(changed).paths()))
-        .filter(|(_, paths)| !paths.is_empty())
-        .collect();
+/// Which of the changed fields others own, but for those that may be taken.
+fn conflicts(others: &[Entry], changed: &FieldSet, allowed: &FieldSet) -> Vec<Conflict> {
+    let taken = |entry: &Entry| {
+        let mut taken = entry.set.intersection(changed);
+        taken.subtract(allowed);
+        taken.paths()
+    };
+    let mut found: Vec<(String, Vec<String>)> =
+        others.iter().map(|entry| (entry.shown(), taken(entry))).collect();
     found.sort_by(|(a, _), (b, _)| a.cmp(b));
     found
         .into_iter()
@@ -199,36 +205,25 @@ fn conflicts(others: &[Entry], changed: &FieldSet) -> Vec<Conflict> {
         .collect()
 }
 
-/// Whether all conflicts are about fields that client-side `kubectl apply` set and nobody changed since: then
-/// `kubectl` only changes its way of applying, and takes them over.
-fn handed_over(
-    live: Option<&Value>,
-    ty: Type,
-    actor: &Actor<'_>,
-    others: &[Entry],
-    changed: &FieldSet,
-) -> bool {
+/// What client-side `kubectl apply` set and nobody changed since. `kubectl` may take it: it only changes its way of
+/// applying.
+fn handed_over(live: Option<&Value>, ty: Type, actor: &Actor<'_>) -> Option<FieldSet> {
     if actor.manager != KUBECTL {
-        return false;
+        return None;
     }
-    let annotations = live.and_then(|live| live.get("metadata")?.get("annotations"));
-    let Some(live) = live else { return false };
-    let Some(Value::String(text)) = annotations.and_then(|annotations| annotations.get(LAST_APPLIED)) else {
-        return false;
-    };
-    let last =
-        serde_json::from_str(text).ok().and_then(|last| decode_value(last, ty, Validation::Ignore).ok());
-    let Some((last, _)) = last else { return false };
+    let live = live?;
+    let text = live.get("metadata")?.get("annotations")?.get(LAST_APPLIED)?.as_str()?;
+    let last: Value = serde_json::from_str(text).ok()?;
+    let (last, _) = decode_value(last, ty, Validation::Ignore).ok()?;
+    if api_version(&last, ty) != api_version(live, ty) {
+        return None;
+    }
     let node = merge::root(ty);
-    let Ok(mut allowed) = fields(node, &last) else { return false };
+    let mut allowed = fields(node, &last).ok()?;
     let since = compare(node, &last, live);
     allowed.subtract(&since.modified);
     allowed.subtract(&since.removed);
-    others.iter().all(|entry| {
-        let mut conflict = entry.set.intersection(changed);
-        conflict.subtract(&allowed);
-        conflict.is_empty()
-    })
+    Some(allowed)
 }
 
 /// Writes into `after` who owns what, after a create (`before` is `None`), update or patch by `actor`.
@@ -346,7 +341,12 @@ fn api_version(object: &Value, ty: Type) -> String {
 
 /// As Kubernetes names the object of a failed apply: `default/web; apps/v1, Kind=Deployment`.
 fn name(object: &Value, ty: Type) -> String {
-    let text = |name: &str| object.get("metadata").and_then(|meta| meta.get(name)).and_then(Value::as_str);
     let kind = ty.gvk().map(ToString::to_string).unwrap_or_default();
-    format!("{}/{}; {kind}", text("namespace").unwrap_or_default(), text("name").unwrap_or_default())
+    format!("{}; {kind}", named(object))
+}
+
+/// `namespace/name`
+pub(super) fn named(object: &Value) -> String {
+    let text = |name: &str| object.get("metadata").and_then(|meta| meta.get(name)).and_then(Value::as_str);
+    format!("{}/{}", text("namespace").unwrap_or_default(), text("name").unwrap_or_default())
 }

@@ -11,14 +11,13 @@ use serde_json::{Map, Number, Value};
 
 use super::model::{Shape, Type};
 use super::scalar;
+use super::trail::{Path, State, Step};
 
 /// Bodies larger than this are refused, as in kube-apiserver.
 pub const MAX_BYTES: usize = 3 * 1024 * 1024;
 /// The YAML reader's time grows with the length times the depth of `[` and `{`, and it looks at depth only afterwards.
 /// Length times the number of brackets bounds that product; so many units take it some two seconds.
 const MAX_YAML_WORK: usize = 1_000_000_000;
-/// As many faults are told at once, as in kube-apiserver.
-const MAX_FAULTS: usize = 100;
 
 /// How bytes are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,9 +55,14 @@ pub enum DecodeError {
     /// 400: unknown or duplicate fields, under [`Validation::Strict`].
     #[error("strict decoding error: {}", .0.join(", "))]
     Strict(Vec<String>),
-    /// 400: fields of an apply configuration that the schema does not have; paths such as `.spec.replica`.
-    #[error("{}", undeclared(.0))]
-    Undeclared(Vec<String>),
+    /// 400: fields of an apply configuration that the schema does not have.
+    #[error("{}", undeclared(paths))]
+    Undeclared {
+        /// `namespace/name` as the configuration has them.
+        object: String,
+        /// Such as `.spec.replica`.
+        paths: Vec<String>,
+    },
 }
 
 fn undeclared(paths: &[String]) -> String {
@@ -82,8 +86,8 @@ impl DecodeError {
                     gvk.kind, gvk.version, gvk.kind
                 )
             }
-            (Self::Undeclared(_), Some(gvk)) => {
-                format!("failed to create typed patch object ({gvk}): {self}")
+            (Self::Undeclared { object, .. }, Some(gvk)) => {
+                format!("failed to create typed patch object ({object}; {gvk}): {self}")
             }
             _ => self.to_string(),
         }
@@ -101,7 +105,7 @@ pub fn decode(
     ty: Type,
     validation: Validation,
 ) -> Result<(Value, Vec<String>), DecodeError> {
-    let mut state = State { yaml: format == Format::Yaml, ..State::default() };
+    let mut state = State::of(format);
     let value = read(bytes, format, ty, &mut state)?;
     state.finish(value, validation)
 }
@@ -129,17 +133,18 @@ pub fn decode_applied(bytes: &[u8], ty: Type) -> Result<Value, DecodeError> {
     let first = bytes.iter().find(|byte| !byte.is_ascii_whitespace());
     // kubectl sends JSON under the YAML media type; that reader is several times faster.
     let format = if first == Some(&b'{') { Format::Json } else { Format::Yaml };
-    let mut state = State { yaml: format == Format::Yaml, ..State::default() };
+    let mut state = State::of(format);
     let value = match read(bytes, format, ty, &mut state) {
         // A YAML flow mapping begins as JSON does.
         Err(DecodeError::Syntax(_)) if format == Format::Json => {
-            state = State { yaml: true, ..State::default() };
+            state = State::of(Format::Yaml);
             read(bytes, Format::Yaml, ty, &mut state)?
         }
         read => read?,
     };
     if !state.unknown.is_empty() {
-        return Err(DecodeError::Undeclared(state.unknown.iter().map(|path| format!(".{path}")).collect()));
+        let paths = state.unknown.iter().map(|path| format!(".{path}")).collect();
+        return Err(DecodeError::Undeclared { object: super::apply::named(&value), paths });
     }
     state.finish(value, Validation::Strict).map(|(value, _)| value)
 }
@@ -169,83 +174,6 @@ fn read(bytes: &[u8], format: Format, ty: Type, state: &mut State) -> Result<Val
         }
     };
     state.outcome(value)
-}
-
-/// What the walk finds besides the value.
-#[derive(Default)]
-struct State {
-    yaml: bool,
-    /// In document order, as messages.
-    faults: Vec<String>,
-    /// The paths of unknown fields alone.
-    unknown: Vec<String>,
-    /// What ended the walk; the readers' own errors carry text alone, with a line number behind it.
-    fatal: Option<String>,
-}
-
-impl State {
-    fn fault(&mut self, unknown: bool, path: String) {
-        if self.faults.len() < MAX_FAULTS {
-            let message = format!("{} field {path:?}", if unknown { "unknown" } else { "duplicate" });
-            if !self.faults.contains(&message) {
-                self.faults.push(message);
-                if unknown {
-                    self.unknown.push(path);
-                }
-            }
-        }
-    }
-
-    fn outcome(&mut self, value: Result<Option<Value>, DecodeError>) -> Result<Value, DecodeError> {
-        match (value, self.fatal.take()) {
-            (_, Some(fatal)) => Err(DecodeError::Type(fatal)),
-            (Ok(value), None) => Ok(value.unwrap_or_else(|| Value::Object(Map::new()))),
-            (Err(error), None) => Err(error),
-        }
-    }
-
-    fn finish(self, value: Value, validation: Validation) -> Result<(Value, Vec<String>), DecodeError> {
-        match validation {
-            Validation::Strict if !self.faults.is_empty() => Err(DecodeError::Strict(self.faults)),
-            Validation::Warn => Ok((value, self.faults)),
-            Validation::Strict | Validation::Ignore => Ok((value, Vec::new())),
-        }
-    }
-}
-
-/// Where the walk is: a list on the stack, so that a path costs nothing until a message needs it.
-#[derive(Clone, Copy)]
-struct Path<'a> {
-    parent: Option<&'a Path<'a>>,
-    step: Step<'a>,
-}
-
-#[derive(Clone, Copy)]
-enum Step<'a> {
-    Root,
-    Field(&'a str),
-    Key(&'a str),
-    Item(usize),
-}
-
-impl Path<'_> {
-    /// `spec.containers[0].image`, or without what is in lists and maps, as encoding/json prints it.
-    fn print(&self, items: bool) -> String {
-        let mut out = self.parent.map(|parent| parent.print(items)).unwrap_or_default();
-        match self.step {
-            Step::Root => {}
-            Step::Key(_) if !items => {}
-            Step::Field(name) | Step::Key(name) => {
-                if !out.is_empty() {
-                    out.push('.');
-                }
-                out.push_str(name);
-            }
-            Step::Item(at) if items => out.push_str(&format!("[{at}]")),
-            Step::Item(_) => {}
-        }
-        out
-    }
 }
 
 /// Reads one value of a shape. Gives `None` for null.

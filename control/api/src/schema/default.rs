@@ -67,6 +67,7 @@ fn rule(name: &str) -> Option<Rule> {
         "core.v1.Container" | "core.v1.EphemeralContainer" => container,
         "core.v1.Service" => service,
         "core.v1.Secret" => secret,
+        "core.v1.NodeStatus" => node_status,
         "rbac.v1.Subject" => subject,
         _ => return None,
     })
@@ -120,11 +121,12 @@ fn container(container: &mut Object) {
 
 /// Whether an image reference means the tag `latest`: it says so, or has neither a tag nor a digest.
 fn names_latest(image: &str) -> bool {
-    if image.contains('@') {
-        return false;
+    let (name, digest) = image.split_once('@').map_or((image, None), |(name, digest)| (name, Some(digest)));
+    let last = name.rsplit('/').next().unwrap_or_default();
+    match last.split_once(':') {
+        Some((_, tag)) => tag == "latest",
+        None => digest.is_none() && !image.is_empty(),
     }
-    let last = image.rsplit('/').next().unwrap_or_default();
-    last.split_once(':').is_none_or(|(_, tag)| tag == "latest")
 }
 
 /// What only whole pods get, not templates.
@@ -224,4 +226,11 @@ fn subject(subject: &mut Object) {
         _ => return, // the core group is written as nothing
     };
     set(subject, "apiGroup", || group.into());
+}
+
+/// What a node has can be used, unless it says how much of it.
+fn node_status(status: &mut Object) {
+    if let Some(capacity) = status.get("capacity").cloned() {
+        set(status, "allocatable", || capacity);
+    }
 }

@@ -51,13 +51,13 @@ fn element(node: Node, item: &Value) -> Result<Element, String> {
     let Node::Keyed(ty, keys) = node else {
         return match item {
             Value::Object(_) | Value::Array(_) | Value::Null => {
-                Err("a set holds plain values only".to_owned())
+                Err("associative list without keys has an element that is no plain value".to_owned())
             }
             scalar => Ok(Element::Value(scalar.clone())),
         };
     };
     let Value::Object(object) = item else {
-        return Err("associative list with an item that is no object".to_owned());
+        return Err("associative list with keys may not have non-map elements".to_owned());
     };
     let mut found = Vec::with_capacity(keys.len());
     for &key in keys {
@@ -107,7 +107,7 @@ fn fields_at(node: Node, value: &Value, path: &str) -> Result<(bool, FieldSet), 
         (node @ (Node::Set | Node::Keyed(..)), Value::Array(items)) => {
             let mut seen = BTreeMap::new();
             for (at, item) in items.iter().enumerate() {
-                let element = element(node, item).map_err(|what| format!("{path}[{at}]: {what}"))?;
+                let element = element(node, item).map_err(|what| format!("{path}: element {at}: {what}"))?;
                 if seen.insert(element.clone(), ()).is_some() {
                     return Err(format!("{path}: duplicate entries for key {element}"));
                 }
@@ -261,15 +261,32 @@ fn compare_lists(node: Node, before: Option<&Value>, after: Option<&Value>, belo
         old.keys().chain(new.keys().filter(|key| !old.contains_key(key))).cloned().collect();
     for key in keys {
         let (left, right) = (old.remove(&key).unwrap_or_default(), new.remove(&key).unwrap_or_default());
-        let (change, deeper) = match (left.as_slice(), right.as_slice(), node) {
-            ([] | [_], [] | [_], Node::Keyed(ty, _)) => {
-                compare_at(Node::Struct(ty), left.first().copied(), right.first().copied())
+        let item = |left: Option<&&Value>, right: Option<&&Value>| {
+            let inner = match node {
+                Node::Keyed(ty, _) => Node::Struct(ty),
+                _ => Node::Leaf,
+            };
+            compare_at(inner, left.copied(), right.copied())
+        };
+        let (change, deeper) = match (left.as_slice(), right.as_slice()) {
+            ([] | [_], [] | [_]) => item(left.first(), right.first()),
+            // Items of one key are owned as one value while there are several.
+            ([_, _, ..], [_, _, ..]) if left == right => continue,
+            ([_, _, ..], [_, _, ..]) => (Change::Modified, Difference::default()),
+            ([_, _, ..], only) => {
+                below.push(key.clone(), Change::Removed, Difference::default());
+                if only.is_empty() {
+                    continue;
+                }
+                item(None, only.first())
             }
-            ([] | [_], [] | [_], _) => compare_at(Node::Leaf, left.first().copied(), right.first().copied()),
-            ([], ..) => (Change::Added, Difference::default()),
-            (_, [], _) => (Change::Removed, Difference::default()),
-            (left, right, _) if left == right => (Change::Same, Difference::default()),
-            _ => (Change::Modified, Difference::default()),
+            (only, [_, _, ..]) => {
+                below.push(key.clone(), Change::Added, Difference::default());
+                if only.is_empty() {
+                    continue;
+                }
+                item(only.first(), None)
+            }
         };
         if change != Change::Same || !deeper.is_empty() {
             below.push(key, change, deeper);

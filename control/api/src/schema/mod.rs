@@ -31,6 +31,7 @@ mod merge;
 mod model;
 pub mod patch;
 mod scalar;
+mod trail;
 
 pub use apply::{Actor, ApplyError, Conflict, apply, track_update};
 pub use decode::{DecodeError, Format, MAX_BYTES, Validation, decode, decode_applied, decode_value};

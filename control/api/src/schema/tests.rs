@@ -179,6 +179,12 @@ mod decoding {
     fn an_applied_configuration_names_fields_that_no_schema_has() {
         let error = decode_applied(b"spec: {unknownField: 1}", deployment()).expect_err("undeclared");
         assert_eq!(error.to_string(), ".spec.unknownField: field not declared in schema");
+        let named = decode_applied(b"{metadata: {name: web, namespace: shop}, x: 1}", deployment())
+            .expect_err("undeclared");
+        assert_eq!(
+            named.for_kind(deployment()),
+            "failed to create typed patch object (shop/web; apps/v1, Kind=Deployment): .x: field not declared in schema"
+        );
         let error = decode_applied(br#"{"a": 1, "b": 2}"#, deployment()).expect_err("undeclared");
         assert_eq!(
             error.to_string(),
@@ -258,6 +264,8 @@ mod defaults {
             ("host:5000/nginx", "Always"),
             ("host:5000/nginx:1", "IfNotPresent"),
             ("nginx@sha256:00", "IfNotPresent"),
+            ("nginx:latest@sha256:00", "Always"),
+            ("", "IfNotPresent"),
         ] {
             let pod = filled(pod_with(json!({"name": "c", "image": image})), ty("", "Pod"));
             assert_eq!(pod["spec"]["containers"][0]["imagePullPolicy"], policy, "{image}");
