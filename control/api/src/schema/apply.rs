@@ -98,7 +98,7 @@ pub fn apply(
     if !matches!(managed::raw(Some(config)), None | Some(Value::Null)) {
         return Err(ApplyError::Invalid("metadata.managedFields must be nil".to_owned()));
     }
-    let reset = reset_fields(ty, actor.subresource);
+    let (reset, stripped) = (reset_fields(ty, actor.subresource), stripped());
     let mut wanted = fields(node, config).map_err(|what| {
         ApplyError::Invalid(format!("failed to create typed patch object ({}): {what}", name(config, ty)))
     })?;
@@ -113,7 +113,7 @@ pub fn apply(
         && entries.is_empty()
     {
         let mut set = compare(node, &empty, live).added;
-        set.subtract(&stripped());
+        set.subtract(&stripped);
         set.subtract_trees(&reset);
         if !set.is_empty() {
             entries.push(Entry {
@@ -146,6 +146,7 @@ pub fn apply(
     let mut difference = compare(node, before, &merged);
     for set in [&mut difference.added, &mut difference.modified, &mut difference.removed] {
         set.subtract_trees(&reset);
+        set.subtract(&stripped); // a resourceVersion to be met is no change
     }
     let changed = difference.added.union(&difference.modified);
     let nothing = FieldSet::new();
@@ -162,14 +163,16 @@ pub fn apply(
     }
     entries.retain(|entry| !entry.set.is_empty());
 
-    wanted.subtract(&stripped());
+    wanted.subtract(&stripped);
     let same_owner = match &own {
         Some(own) => own.set == wanted && own.api_version == api_version,
         None => wanted.is_empty(),
     };
+    let noted = note_last_applied(&mut merged, config, actor);
     if let Some(live) = live
         && difference.is_empty()
         && same_owner
+        && !noted
     {
         return Ok(live.clone());
     }
@@ -224,6 +227,25 @@ fn handed_over(live: Option<&Value>, ty: Type, actor: &Actor<'_>) -> Option<Fiel
     allowed.subtract(&since.modified);
     allowed.subtract(&since.removed);
     Some(allowed)
+}
+
+/// Brings client-side apply's annotation up to date where there is one, so that its next use knows what was applied.
+/// Says whether that changed it.
+fn note_last_applied(merged: &mut Value, config: &Value, actor: &Actor<'_>) -> bool {
+    let note = merged.get_mut("metadata").and_then(|meta| meta.get_mut("annotations")?.get_mut(LAST_APPLIED));
+    let (KUBECTL, Some(note)) = (actor.manager, note) else { return false };
+    let mut applied = config.clone();
+    if let Some(Value::Object(annotations)) =
+        applied.get_mut("metadata").and_then(|meta| meta.get_mut("annotations"))
+    {
+        annotations.remove(LAST_APPLIED);
+    }
+    let text = format!("{applied}\n");
+    // All annotations together may have 256 KiB; a note that is too long is none.
+    let text = if text.len() > 256 * 1024 { Value::from("") } else { Value::from(text) };
+    let changed = *note != text;
+    *note = text;
+    changed
 }
 
 /// Writes into `after` who owns what, after a create (`before` is `None`), update or patch by `actor`.
