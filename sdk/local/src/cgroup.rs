@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// The cgroup of a cluster's processes in the unified hierarchy, if the machine has that mounted.
-pub fn unified(name: &str) -> Option<PathBuf> {
+pub(crate) fn unified(name: &str) -> Option<PathBuf> {
     mounts().into_iter().find(|(kind, _)| kind == "cgroup2").map(|(_, path)| path.join(dir_name(name)))
 }
 
@@ -25,15 +25,32 @@ fn mounts() -> Vec<(String, PathBuf)> {
         .collect()
 }
 
+/// Where, in each hierarchy, the cgroups of a cluster's containers go.
+pub fn pods(name: &str) -> String {
+    format!("/{}/pods", dir_name(name))
+}
+
+/// Moves the calling process into the cluster's cgroup of the unified hierarchy; what it starts is born there. It is
+/// a leaf beside [`pods`]: a cgroup with processes may not limit cgroups below it. Without that hierarchy, nothing.
+///
+/// # Errors
+/// The kernel's.
+pub fn join(name: &str) -> io::Result<()> {
+    let Some(cgroup) = unified(name) else { return Ok(()) };
+    let leaf = cgroup.join("processes");
+    fs::create_dir_all(&leaf)?;
+    fs::write(leaf.join("cgroup.procs"), "0")
+}
+
 /// How many processes are in the cgroup and below.
-pub fn population(cgroup: &Path) -> usize {
+pub(crate) fn population(cgroup: &Path) -> usize {
     let own = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default().lines().count();
     own + children(cgroup).iter().map(|child| population(child)).sum::<usize>()
 }
 
 /// Kills every process of the cgroup and below, and waits until they are gone, at most `patience`.
 /// Returns how many are left.
-pub fn kill(cgroup: &Path, patience: Duration) -> usize {
+pub(crate) fn kill(cgroup: &Path, patience: Duration) -> usize {
     let deadline = Instant::now() + patience;
     loop {
         if population(cgroup) == 0 {
@@ -53,7 +70,7 @@ pub fn kill(cgroup: &Path, patience: Duration) -> usize {
 ///
 /// # Errors
 /// The first that the kernel refuses to remove.
-pub fn remove(name: &str) -> io::Result<()> {
+pub(crate) fn remove(name: &str) -> io::Result<()> {
     mounts().into_iter().try_for_each(|(_, mount)| remove_tree(&mount.join(dir_name(name))))
 }
 

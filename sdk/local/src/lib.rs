@@ -5,7 +5,7 @@
 //! namespaces and starts the rest. [`down`] ends the keeper and all that ever came from it, and removes what they
 //! leave: mounts, namespaces, cgroups. Nothing here touches the host's own interfaces, routes or firewall.
 
-mod cgroup;
+pub mod cgroup;
 mod check;
 mod down;
 mod error;

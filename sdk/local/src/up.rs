@@ -3,7 +3,6 @@
 use std::fs::{self, File};
 use std::io::{self, BufRead as _, BufReader};
 use std::net::{Ipv4Addr, TcpListener};
-use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
@@ -65,7 +64,7 @@ pub fn up(cluster: &Cluster, options: &Options, mut progress: impl FnMut(Phase))
         command.arg("--isolated");
     }
     let errors = File::options().create(true).append(true).open(&log).map_err(at("open", &log))?;
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(errors).process_group(0).current_dir("/");
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(errors).current_dir("/");
     let mut keeper = command.spawn().map_err(|cause| failed(format!("{}: {cause}", wharf.display())))?;
 
     // The keeper names each phase, then `ready` or `failed: WHY`; then it closes the pipe.

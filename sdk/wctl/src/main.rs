@@ -1,1 +1,117 @@
-fn main() {}
+//! `wctl`: the command line of a Wharf cluster.
+//!
+//! `up`, `down` and `status` handle clusters on this machine through `wharf-local`; all else speaks the Kubernetes
+//! API through `kube` and the kubeconfig, so it works against any cluster, and any client works against ours.
+//!
+//! Standard output carries results, one a line where programs may read them; standard error carries progress and
+//! errors. Every failure says what, where and what to do, and exits with 1 (2 for a wrong command line).
+
+mod api;
+mod command;
+mod image;
+mod manifest;
+mod output;
+mod resource;
+mod rollout;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use command::{
+    apply, delete, down, get, image as image_command, logs, port_forward, rollout as rollout_command, scale,
+    status, up, version,
+};
+
+/// Run wasm microservices and OCI containers on one cluster.
+#[derive(Parser)]
+#[command(name = "wctl", version, propagate_version = true, arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    global: Global,
+}
+
+/// What every command takes.
+#[derive(clap::Args, Clone)]
+pub struct Global {
+    /// Namespace of the objects
+    #[arg(short, long, global = true, value_name = "NAME")]
+    namespace: Option<String>,
+    /// Context of the kubeconfig
+    #[arg(long, global = true, value_name = "NAME")]
+    context: Option<String>,
+    /// Keep clusters' files below this directory instead of the system's
+    #[arg(long, global = true, value_name = "DIR", env = "WHARF_DIR")]
+    dir: Option<PathBuf>,
+}
+
+impl Global {
+    fn layout(&self) -> wharf_local::Layout {
+        self.dir.as_deref().map_or_else(wharf_local::Layout::default, wharf_local::Layout::below)
+    }
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Start a cluster on this machine
+    Up(up::Options),
+    /// End a cluster of this machine
+    Down(down::Options),
+    /// Show the clusters of this machine, and how the current one is
+    Status(status::Options),
+    /// Create or change objects as files say
+    Apply(apply::Options),
+    /// Show objects
+    Get(get::Options),
+    /// Delete objects
+    Delete(delete::Options),
+    /// Print what a container logged
+    Logs(logs::Options),
+    /// Forward local ports to a pod
+    PortForward(port_forward::Options),
+    /// Set the number of replicas
+    Scale(scale::Options),
+    /// Follow or undo the rollout of a Deployment
+    Rollout(rollout_command::Options),
+    /// Work with images
+    Image(image_command::Options),
+    /// Print the versions of wctl and of the cluster
+    Version(version::Options),
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return output::fail(&error.into()),
+    };
+    let done = runtime.block_on(run(arguments));
+    // A read of standard input may still block a thread.
+    runtime.shutdown_background();
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => output::fail(&error),
+    }
+}
+
+async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let global = arguments.global;
+    match arguments.command {
+        Command::Up(options) => up::run(options, &global).await,
+        Command::Down(options) => down::run(options, &global),
+        Command::Status(options) => status::run(options, &global).await,
+        Command::Apply(options) => apply::run(options, &global).await,
+        Command::Get(options) => get::run(options, &global).await,
+        Command::Delete(options) => delete::run(options, &global).await,
+        Command::Logs(options) => logs::run(options, &global).await,
+        Command::PortForward(options) => port_forward::run(options, &global).await,
+        Command::Scale(options) => scale::run(options, &global).await,
+        Command::Rollout(options) => rollout_command::run(options, &global).await,
+        Command::Image(options) => image_command::run(options, &global).await,
+        Command::Version(options) => version::run(options, &global).await,
+    }
+}

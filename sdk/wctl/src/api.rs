@@ -1,0 +1,142 @@
+//! The cluster that a command speaks to: `kube::Client` with requests by path and answers as JSON.
+
+use anyhow::Context as _;
+use http::{Method, Request, header};
+use kube::client::Body;
+use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
+use kube::{Client, Config};
+use serde_json::Value;
+
+use crate::Global;
+
+/// A cluster and the namespace to work in.
+#[derive(Clone)]
+pub struct Api {
+    pub client: Client,
+    pub namespace: String,
+}
+
+/// Why the cluster did not do what was asked, in its own words.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct Refusal {
+    pub code: u16,
+    pub reason: String,
+    pub message: String,
+}
+
+impl Api {
+    /// Takes the context that the command line or the kubeconfig names.
+    pub async fn connect(global: &Global) -> anyhow::Result<Self> {
+        let options = KubeConfigOptions { context: global.context.clone(), ..Default::default() };
+        let config = match Config::from_kubeconfig(&options).await {
+            Err(KubeconfigError::ReadConfig(error, path)) if error.kind() == std::io::ErrorKind::NotFound => {
+                anyhow::bail!(
+                    "there is no kubeconfig at {}; `wctl up` starts a cluster and writes one",
+                    path.display()
+                )
+            }
+            Err(KubeconfigError::CurrentContextNotSet | KubeconfigError::LoadContext(_)) => {
+                let known: Vec<_> = Kubeconfig::read().map(|k| k.contexts).unwrap_or_default();
+                let known: Vec<_> = known.into_iter().map(|context| context.name).collect();
+                match &global.context {
+                    Some(context) => {
+                        anyhow::bail!("the kubeconfig has no context {context:?}; it has {known:?}")
+                    }
+                    None if known.is_empty() => {
+                        anyhow::bail!("the kubeconfig names no cluster; `wctl up` starts one")
+                    }
+                    None => anyhow::bail!(
+                        "the kubeconfig has no current context; choose with --context one of {known:?}"
+                    ),
+                }
+            }
+            config => config.context("cannot use the kubeconfig")?,
+        };
+        Self::over(config, global)
+    }
+
+    fn over(mut config: Config, global: &Global) -> anyhow::Result<Self> {
+        config.read_timeout = None; // watches and logs are silent for long
+        let namespace = global.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
+        let client = Client::try_from(config).context("cannot use the kubeconfig")?;
+        Ok(Self { client, namespace })
+    }
+
+    pub async fn get(&self, path: &str) -> anyhow::Result<Value> {
+        self.call(Method::GET, path, &[], Vec::new()).await
+    }
+
+    /// One request; the answer is JSON. `headers` are added.
+    ///
+    /// # Errors
+    /// [`Refusal`] inside, if the cluster says no.
+    pub async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Vec<u8>,
+    ) -> anyhow::Result<Value> {
+        let bytes = self.send(method, path, headers, Body::from(body)).await?.1.collect_bytes().await?;
+        serde_json::from_slice(&bytes).with_context(|| format!("the answer to {path} is not JSON"))
+    }
+
+    /// One request; the answer's body is left to read.
+    ///
+    /// # Errors
+    /// As [`Self::call`].
+    pub async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Body,
+    ) -> anyhow::Result<(http::response::Parts, Body)> {
+        let mut request = Request::builder().method(method).uri(path).header(header::USER_AGENT, USER_AGENT);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let response = self.client.send(request.body(body)?).await.map_err(unreachable)?;
+        let (parts, body) = response.into_parts();
+        if parts.status.is_client_error() || parts.status.is_server_error() {
+            let bytes = body.collect_bytes().await.unwrap_or_default();
+            return Err(refusal(parts.status, &bytes).into());
+        }
+        for warning in parts.headers.get_all(header::WARNING).iter().filter_map(|value| value.to_str().ok()) {
+            // `299 - "text"`
+            let text =
+                warning.splitn(3, ' ').nth(2).unwrap_or(warning).trim_matches('"').replace("\\\"", "\"");
+            eprintln!("warning: {text}");
+        }
+        Ok((parts, body))
+    }
+}
+
+const USER_AGENT: &str = concat!("wctl/", env!("CARGO_PKG_VERSION"));
+
+/// What to tell when no answer came at all.
+pub fn unreachable(error: kube::Error) -> anyhow::Error {
+    anyhow::Error::new(error).context("the cluster cannot be reached; `wctl status` tells what runs here")
+}
+
+fn refusal(status: http::StatusCode, body: &[u8]) -> Refusal {
+    let said: Value = serde_json::from_slice(body).unwrap_or_default();
+    // The registry speaks OCI's errors, all else Kubernetes' Status.
+    let registry = &said["errors"][0];
+    let text = |value: &Value| value.as_str().filter(|text| !text.is_empty()).map(str::to_owned);
+    let plain = || String::from_utf8_lossy(body).trim().to_owned();
+    let message = text(&said["message"]).or_else(|| {
+        Some(format!("{}: {}", registry["code"].as_str()?, registry["message"].as_str().unwrap_or_default()))
+    });
+    let message = message
+        .or_else(|| Some(plain()).filter(|text| !text.is_empty()))
+        .unwrap_or_else(|| status.to_string());
+    let reason = text(&said["reason"]).unwrap_or_default();
+    Refusal { code: status.as_u16(), reason, message }
+}
+
+/// The cluster's refusal behind an error, if it is one.
+pub fn refused(error: &anyhow::Error) -> Option<&Refusal> {
+    error.downcast_ref()
+}

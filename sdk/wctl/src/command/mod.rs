@@ -1,0 +1,29 @@
+//! One file a command.
+
+pub mod apply;
+pub mod delete;
+pub mod down;
+pub mod get;
+pub mod image;
+pub mod logs;
+pub mod port_forward;
+pub mod rollout;
+pub mod scale;
+pub mod status;
+pub mod up;
+pub mod version;
+
+use std::time::Duration;
+
+/// `90`, `90s`, `5m`, `1h`: how long a command waits.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let factor = match unit {
+        "" | "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        _ => return Err(format!("{unit:?} is no unit; use s, m or h")),
+    };
+    let number: u64 = number.parse().map_err(|_| "write a number such as 90s or 5m".to_owned())?;
+    Ok(Duration::from_secs(number.saturating_mul(factor)))
+}
