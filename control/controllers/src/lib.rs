@@ -1,1 +1,115 @@
-//! Placeholder.
+//! The controller manager's loops: each brings one kind of thing to what its objects ask for.
+//!
+//! Enter at [`start`]. Every loop is one entry in [`LOOPS`] and one module with two halves: a pure `plan` of
+//! what to do from what the narrow views show, and a pass that carries it out. Loops share nothing but the
+//! process's [`Hub`] of views and talk to each other through the API alone:
+//!
+//! | module | wakes on | does |
+//! |---|---|---|
+//! | [`deployment`] | Deployments, their ReplicaSets and Pods | ReplicaSets per template, rollouts, history, status |
+//! | [`replicaset`] | ReplicaSets, their Pods | Pods to the wanted number, adoption, status |
+//! | [`garbage`] | every kind that can be owned | deletes what its owners left, foreground and orphan deletion |
+//! | [`namespace`] | Namespaces | empties and finalizes those being deleted |
+//! | [`account`] | Namespaces, default ServiceAccounts | a `default` account in each namespace |
+//! | [`root_ca`] | Namespaces, ConfigMaps of that name | `kube-root-ca.crt` in each namespace |
+//! | [`node::lifecycle`] | Nodes, node Leases | Ready=Unknown and taints when a node falls silent |
+//! | [`node::ipam`] | Nodes | a pod range for each node |
+//! | [`node::pods`] | Pods, Nodes | deletes pods of vanished nodes, and the oldest of too many ended ones |
+//!
+//! Nothing polls: a loop without a change to look at and without a timer that an object asked for sleeps.
+
+pub mod account;
+pub mod deployment;
+pub mod garbage;
+pub mod namespace;
+pub mod node;
+pub mod replicaset;
+pub mod root_ca;
+mod status;
+pub mod views;
+
+use std::future::Future;
+use std::net::Ipv4Addr;
+use std::pin::Pin;
+use std::time::Duration;
+
+use tokio::task::{JoinHandle, JoinSet};
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, info, info_span};
+use wharf_kit::api::Rest;
+use wharf_kit::event::Recorder;
+use wharf_kit::view::Hub;
+
+/// What the loops need to know of their cluster.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// All pod addresses: network and prefix length. Each node gets a part of it.
+    pub cluster_cidr: (Ipv4Addr, u8),
+    /// The prefix length of a node's part.
+    pub node_prefix: u8,
+    /// What pods trust the API server by, PEM: goes into each namespace's `kube-root-ca.crt`.
+    pub root_ca_pem: String,
+    /// A node whose Lease was not renewed for this long is taken for unreachable: Kubernetes'
+    /// node-monitor-grace-period, 40 s.
+    pub node_grace: Duration,
+    /// More ended pods than this are deleted, oldest first. Kubernetes' default is 12,500.
+    pub ended_pods_kept: usize,
+}
+
+impl Config {
+    /// The address plan of every Wharf cluster: 10.128.0.0/9, a /17 for each node.
+    pub fn new(root_ca_pem: impl Into<String>) -> Self {
+        Self {
+            cluster_cidr: (Ipv4Addr::new(10, 128, 0, 0), 9),
+            node_prefix: 17,
+            root_ca_pem: root_ca_pem.into(),
+            node_grace: Duration::from_secs(40),
+            ended_pods_kept: 12_500,
+        }
+    }
+}
+
+/// What a loop is given to run with.
+#[derive(Debug, Clone)]
+pub(crate) struct Context {
+    pub hub: Hub,
+    pub rest: Rest,
+    pub recorder: Recorder,
+    pub config: Config,
+    pub stop: CancellationToken,
+}
+
+type Run = fn(Context) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Every loop by its name.
+const LOOPS: &[(&str, Run)] = &[
+    ("deployment", |context| Box::pin(deployment::run(context))),
+    ("replicaset", |context| Box::pin(replicaset::run(context))),
+    ("garbage", |context| Box::pin(garbage::run(context))),
+    ("namespace", |context| Box::pin(namespace::run(context))),
+    ("account", |context| Box::pin(account::run(context))),
+    ("root-ca", |context| Box::pin(root_ca::run(context))),
+    ("node-lifecycle", |context| Box::pin(node::lifecycle::run(context))),
+    ("node-ipam", |context| Box::pin(node::ipam::run(context))),
+    ("node-pods", |context| Box::pin(node::pods::run(context))),
+];
+
+/// Starts every loop as the user of `client`. The task ends, with the passes in hand finished, when `stop` is
+/// cancelled.
+pub fn start(client: kube::Client, config: Config, stop: CancellationToken) -> JoinHandle<()> {
+    let context = Context {
+        hub: Hub::new(client.clone(), stop.clone()),
+        rest: Rest::new(client.clone()),
+        recorder: Recorder::start(client, "wharf-controllers", "", stop.clone()),
+        config,
+        stop,
+    };
+    let mut running = JoinSet::new();
+    for (name, run) in LOOPS {
+        running.spawn(run(context.clone()).instrument(info_span!("loop", name)));
+    }
+    tokio::spawn(async move {
+        while running.join_next().await.is_some() {}
+        info!("controllers ended");
+    })
+}

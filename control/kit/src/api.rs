@@ -4,7 +4,9 @@
 //! know its uid and revision and nothing else. [`Rest`] sends any serializable body and decodes the
 //! answer into the type asked for, which may be a narrow one ([`crate::view::Meta`]) or [`Ignored`].
 
+use std::collections::BTreeSet;
 use std::fmt;
+use std::sync::Mutex;
 
 use http::{Method, Request};
 use serde::de::DeserializeOwned;
@@ -47,6 +49,19 @@ impl Kind {
         Self { namespaced: false, ..self }
     }
 
+    /// A kind that discovery told of. Its names are kept for as long as the process lives, each once: so it is
+    /// for what an API server serves, not for what users write.
+    pub fn discovered(api_version: &str, kind: &str, plural: &str, namespaced: bool) -> Self {
+        let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
+        Self {
+            group: interned(group),
+            version: interned(version),
+            kind: interned(kind),
+            plural: interned(plural),
+            namespaced,
+        }
+    }
+
     /// As in `apiVersion` fields: `v1`, `apps/v1`.
     pub fn api_version(&self) -> String {
         if self.group.is_empty() {
@@ -71,6 +86,17 @@ impl Kind {
         }
         path
     }
+}
+
+fn interned(name: &str) -> &'static str {
+    static NAMES: Mutex<BTreeSet<&'static str>> = Mutex::new(BTreeSet::new());
+    let mut names = NAMES.lock().expect("no holder of this lock panics");
+    if let Some(known) = names.get(name) {
+        return known;
+    }
+    let kept: &'static str = Box::leak(name.into());
+    names.insert(kept);
+    kept
 }
 
 /// The path of a collection known by its `apiVersion` and plural name, as discovery tells them.

@@ -100,7 +100,7 @@ pub struct Hub {
     stores: Arc<Mutex<Stores>>,
 }
 
-type Stores = HashMap<(TypeId, Filter), Box<dyn Any + Send>>;
+type Stores = HashMap<(TypeId, Kind, Filter), Box<dyn Any + Send>>;
 
 impl Hub {
     pub fn new(client: kube::Client, stop: CancellationToken) -> Self {
@@ -115,10 +115,15 @@ impl Hub {
 
     /// As [`Hub::view`] for some of the objects.
     pub fn view_of<T: View>(&self, filter: Filter) -> Store<T> {
+        self.view_at(T::KIND, filter)
+    }
+
+    /// As [`Hub::view_of`] for another kind than the view's own: for views that fit every kind.
+    pub fn view_at<T: View>(&self, kind: Kind, filter: Filter) -> Store<T> {
         let mut stores = self.stores.lock().expect("no holder of this lock panics");
-        let slot = stores.entry((TypeId::of::<T>(), filter.clone())).or_insert_with(|| {
+        let slot = stores.entry((TypeId::of::<T>(), kind, filter.clone())).or_insert_with(|| {
             let store = Store::<T>::new();
-            let run = reflector::run(self.client.clone(), filter, store.clone());
+            let run = reflector::run(self.client.clone(), kind, filter, store.clone());
             let stop = self.stop.clone();
             tokio::spawn(async move { stop.run_until_cancelled(run).await });
             Box::new(store)

@@ -14,6 +14,7 @@ use serde_json::value::RawValue;
 use tracing::{debug, warn};
 
 use super::{Filter, Key, Store, View};
+use crate::api::Kind;
 use crate::chain;
 
 /// Objects per page of a list: as client-go's reflector asks.
@@ -65,8 +66,8 @@ struct Bookmark {
 }
 
 /// Feeds `store` until dropped.
-pub(super) async fn run<T: View>(client: kube::Client, filter: Filter, store: Store<T>) {
-    let reflector = Reflector { client, path: T::KIND.path(&filter.namespace), filter, store };
+pub(super) async fn run<T: View>(client: kube::Client, kind: Kind, filter: Filter, store: Store<T>) {
+    let reflector = Reflector { client, kind, path: kind.path(&filter.namespace), filter, store };
     let mut from: Option<String> = None;
     let mut pause = BACK_OFF_FIRST;
     loop {
@@ -76,7 +77,7 @@ pub(super) async fn run<T: View>(client: kube::Client, filter: Filter, store: St
         };
         let Err(error) = result else { continue };
         if matches!(error, Error::Gone) {
-            debug!(kind = T::KIND.kind, "revision is gone: listing afresh");
+            debug!(kind = kind.kind, "revision is gone: listing afresh");
             from = None;
             // Straight on the first time; a server that forgets at once must not be hammered.
             if pause == BACK_OFF_FIRST {
@@ -84,7 +85,7 @@ pub(super) async fn run<T: View>(client: kube::Client, filter: Filter, store: St
                 continue;
             }
         } else {
-            warn!(kind = T::KIND.kind, error = chain(&error), "list or watch failed");
+            warn!(kind = kind.kind, error = chain(&error), "list or watch failed");
         }
         let jitter = rand::random_range(0.5..1.0);
         tokio::time::sleep(pause.mul_f64(jitter)).await;
@@ -94,6 +95,7 @@ pub(super) async fn run<T: View>(client: kube::Client, filter: Filter, store: St
 
 struct Reflector<T> {
     client: kube::Client,
+    kind: Kind,
     path: String,
     filter: Filter,
     store: Store<T>,
@@ -110,7 +112,7 @@ impl<T: View> Reflector<T> {
             let bytes = body.collect().await.map_err(Error::Body)?.to_bytes();
             let list: List<'_> = serde_json::from_slice(&bytes).map_err(Error::Decode)?;
             for item in list.items.unwrap_or_default() {
-                if let Some((key, object)) = decode::<T>(item) {
+                if let Some((key, object)) = self.decode(item) {
                     objects.insert(key, object);
                 }
             }
@@ -166,7 +168,7 @@ impl<T: View> Reflector<T> {
         let event: Event<'_> = serde_json::from_slice(line).map_err(Error::Decode)?;
         match event.r#type {
             "ADDED" | "MODIFIED" | "DELETED" => {
-                let Some((key, object)) = decode::<T>(event.object) else { return Ok(()) };
+                let Some((key, object)) = self.decode(event.object) else { return Ok(()) };
                 *revision = object.meta().resource_version.to_string();
                 let at = object.meta().revision();
                 self.store.set(&key, (event.r#type != "DELETED").then_some(object), at);
@@ -181,6 +183,26 @@ impl<T: View> Reflector<T> {
             _ => {
                 let status: Status = serde_json::from_str(event.object.get()).map_err(Error::Decode)?;
                 Err(refused(status))
+            }
+        }
+    }
+
+    /// One object; what cannot be decoded is logged and left out, so that it harms no other.
+    fn decode(&self, raw: &RawValue) -> Option<(Key, Arc<T>)> {
+        match serde_json::from_str::<T>(raw.get()) {
+            Ok(mut object) => {
+                object.prepare();
+                Some((object.meta().key(), Arc::new(object)))
+            }
+            Err(error) => {
+                let start: String = raw.get().chars().take(200).collect();
+                warn!(
+                    kind = self.kind.kind,
+                    error = chain(&error),
+                    object = start,
+                    "object is not understood"
+                );
+                None
             }
         }
     }
@@ -219,21 +241,6 @@ impl<T: View> Reflector<T> {
 
 fn refused(status: Status) -> Error {
     if status.code == 410 { Error::Gone } else { Error::Refused(Box::new(status)) }
-}
-
-/// One object; what cannot be decoded is logged and left out, so that it harms no other.
-fn decode<T: View>(raw: &RawValue) -> Option<(Key, Arc<T>)> {
-    match serde_json::from_str::<T>(raw.get()) {
-        Ok(mut object) => {
-            object.prepare();
-            Some((object.meta().key(), Arc::new(object)))
-        }
-        Err(error) => {
-            let start: String = raw.get().chars().take(200).collect();
-            warn!(kind = T::KIND.kind, error = chain(&error), object = start, "object is not understood");
-            None
-        }
-    }
 }
 
 /// Percent-encodes a query value.

@@ -1,0 +1,356 @@
+//! What the loops read of the kinds they watch.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use wharf_kit::api::Kind;
+use wharf_kit::selector::LabelSelector;
+use wharf_kit::view::{Meta, View, or_default};
+
+macro_rules! view {
+    ($type:ty, $kind:expr) => {
+        impl View for $type {
+            const KIND: Kind = $kind;
+
+            fn meta(&self) -> &Meta {
+                &self.metadata
+            }
+        }
+    };
+}
+
+/// A condition of any kind's status.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Condition {
+    pub r#type: String,
+    pub status: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_update_time: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_heartbeat_time: Option<Timestamp>,
+    pub last_transition_time: Option<Timestamp>,
+    #[serde(skip_serializing_if = "String::is_empty", deserialize_with = "or_default")]
+    pub reason: String,
+    #[serde(skip_serializing_if = "String::is_empty", deserialize_with = "or_default")]
+    pub message: String,
+}
+
+/// The condition of a type, if it is there.
+pub fn condition<'a>(all: &'a [Condition], kind: &str) -> Option<&'a Condition> {
+    all.iter().find(|one| one.r#type == kind)
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Pod {
+    pub metadata: Meta,
+    pub spec: PodSpec,
+    pub status: PodStatus,
+}
+
+impl View for Pod {
+    const KIND: Kind = Kind::core("Pod", "pods");
+
+    fn meta(&self) -> &Meta {
+        &self.metadata
+    }
+
+    fn prepare(&mut self) {
+        self.metadata.annotations.retain(|key, _| key == DELETION_COST);
+        self.status.conditions.retain(|one| &*one.r#type == "Ready");
+    }
+}
+
+/// The annotation that says which pods of a ReplicaSet may go first.
+const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PodSpec {
+    pub node_name: Arc<str>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PodStatus {
+    pub phase: Option<Box<str>>,
+    #[serde(deserialize_with = "or_default")]
+    pub conditions: Vec<PodCondition>,
+    #[serde(deserialize_with = "or_default")]
+    pub container_statuses: Vec<ContainerStatus>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PodCondition {
+    pub r#type: Box<str>,
+    pub status: Box<str>,
+    pub last_transition_time: Option<Timestamp>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ContainerStatus {
+    pub restart_count: i32,
+}
+
+impl Pod {
+    pub fn has_ended(&self) -> bool {
+        matches!(self.status.phase.as_deref(), Some("Succeeded" | "Failed"))
+    }
+
+    /// Neither ended nor being deleted: it counts for its ReplicaSet.
+    pub fn is_active(&self) -> bool {
+        !self.has_ended() && !self.metadata.is_deleting()
+    }
+
+    /// Since when it is ready, if it is.
+    pub fn ready_since(&self) -> Option<Timestamp> {
+        let ready =
+            self.status.conditions.iter().find(|one| &*one.r#type == "Ready" && &*one.status == "True")?;
+        Some(ready.last_transition_time.unwrap_or(Timestamp::UNIX_EPOCH))
+    }
+
+    pub fn restarts(&self) -> i32 {
+        self.status.container_statuses.iter().map(|one| one.restart_count).max().unwrap_or(0)
+    }
+
+    /// As its annotation says; pods of low cost go first.
+    pub fn deletion_cost(&self) -> i32 {
+        self.metadata.annotations.get(DELETION_COST).and_then(|cost| cost.parse().ok()).unwrap_or(0)
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct ReplicaSet {
+    pub metadata: Meta,
+    pub spec: ReplicaSetSpec,
+    pub status: ReplicaSetStatus,
+}
+
+view!(ReplicaSet, Kind::new("apps", "v1", "ReplicaSet", "replicasets"));
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ReplicaSetSpec {
+    pub replicas: Option<i32>,
+    pub min_ready_seconds: i32,
+    pub selector: LabelSelector,
+    /// The pod template as it was written: it is read only to make pods and to compare.
+    pub template: Option<Box<RawValue>>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ReplicaSetStatus {
+    pub replicas: i32,
+    pub fully_labeled_replicas: i32,
+    pub ready_replicas: i32,
+    pub available_replicas: i32,
+    pub terminating_replicas: Option<i32>,
+    pub observed_generation: i64,
+    #[serde(deserialize_with = "or_default")]
+    pub conditions: Vec<Condition>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Deployment {
+    pub metadata: Meta,
+    pub spec: DeploymentSpec,
+    pub status: DeploymentStatus,
+}
+
+view!(Deployment, Kind::new("apps", "v1", "Deployment", "deployments"));
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct DeploymentSpec {
+    pub replicas: Option<i32>,
+    pub min_ready_seconds: i32,
+    pub paused: bool,
+    pub progress_deadline_seconds: Option<i32>,
+    pub revision_history_limit: Option<i32>,
+    /// As it was written: goes into ReplicaSets with one label more.
+    pub selector: Option<Box<RawValue>>,
+    pub strategy: Strategy,
+    pub template: Option<Box<RawValue>>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Strategy {
+    pub r#type: String,
+    pub rolling_update: Option<RollingUpdate>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RollingUpdate {
+    pub max_surge: Option<IntOrPercent>,
+    pub max_unavailable: Option<IntOrPercent>,
+}
+
+/// A number, or a share of the replicas.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+pub enum IntOrPercent {
+    Int(i32),
+    Percent(String),
+}
+
+impl IntOrPercent {
+    /// Of so many replicas, rounded up or down. What is no percentage counts as nothing.
+    pub fn of(&self, replicas: i32, up: bool) -> i32 {
+        match self {
+            Self::Int(number) => (*number).max(0),
+            Self::Percent(text) => {
+                let percent: i64 = text.trim_end_matches('%').parse().unwrap_or(0);
+                let product = percent.max(0) * i64::from(replicas.max(0));
+                let share = if up { (product + 99) / 100 } else { product / 100 };
+                i32::try_from(share).unwrap_or(i32::MAX)
+            }
+        }
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct DeploymentStatus {
+    pub observed_generation: i64,
+    pub replicas: i32,
+    pub updated_replicas: i32,
+    pub ready_replicas: i32,
+    pub available_replicas: i32,
+    pub unavailable_replicas: i32,
+    pub terminating_replicas: Option<i32>,
+    pub collision_count: Option<i32>,
+    #[serde(deserialize_with = "or_default")]
+    pub conditions: Vec<Condition>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Namespace {
+    pub metadata: Meta,
+    pub spec: NamespaceSpec,
+    pub status: NamespaceStatus,
+}
+
+view!(Namespace, Kind::core("Namespace", "namespaces").cluster());
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct NamespaceSpec {
+    #[serde(deserialize_with = "or_default")]
+    pub finalizers: Vec<String>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct NamespaceStatus {
+    pub phase: Option<String>,
+}
+
+impl Namespace {
+    pub fn is_active(&self) -> bool {
+        !self.metadata.is_deleting()
+    }
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct ServiceAccount {
+    pub metadata: Meta,
+}
+
+view!(ServiceAccount, Kind::core("ServiceAccount", "serviceaccounts"));
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct ConfigMap {
+    pub metadata: Meta,
+    #[serde(deserialize_with = "or_default")]
+    pub data: BTreeMap<String, String>,
+}
+
+view!(ConfigMap, Kind::core("ConfigMap", "configmaps"));
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Node {
+    pub metadata: Meta,
+    pub spec: NodeSpec,
+    pub status: NodeStatus,
+}
+
+view!(Node, Kind::core("Node", "nodes").cluster());
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct NodeSpec {
+    #[serde(rename = "podCIDR")]
+    pub pod_cidr: String,
+    pub unschedulable: bool,
+    #[serde(deserialize_with = "or_default")]
+    pub taints: Vec<Taint>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Taint {
+    pub key: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub value: String,
+    pub effect: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub time_added: Option<Timestamp>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct NodeStatus {
+    #[serde(deserialize_with = "or_default")]
+    pub conditions: Vec<Condition>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Lease {
+    pub metadata: Meta,
+    pub spec: LeaseSpec,
+}
+
+view!(Lease, Kind::new("coordination.k8s.io", "v1", "Lease", "leases"));
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct LeaseSpec {
+    pub renew_time: Option<Timestamp>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_of_replicas_round_as_they_are_asked_to() {
+        let share = |text: &str| serde_json::from_str::<IntOrPercent>(text).unwrap();
+        for (text, replicas, up, expected) in [
+            ("\"25%\"", 1, true, 1),
+            ("\"25%\"", 1, false, 0),
+            ("\"25%\"", 10, true, 3),
+            ("\"25%\"", 10, false, 2),
+            ("\"100%\"", 7, false, 7),
+            ("3", 1, true, 3),
+            ("\"x\"", 9, true, 0),
+        ] {
+            assert_eq!(share(text).of(replicas, up), expected, "{text} of {replicas}");
+        }
+    }
+}
