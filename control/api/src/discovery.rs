@@ -15,7 +15,8 @@ const VERBS: &[&str] = &["create", "delete", "deletecollection", "get", "list", 
 /// The verbs of a subresource and the kind it speaks.
 fn subresource(kind: &Kind, subresource: Subresource) -> (&'static [&'static str], String, String, String) {
     let own = (kind.group.to_string(), kind.version.to_string(), kind.kind.to_string());
-    let other = |group: &str, version: &str, kind: &str| (group.to_owned(), version.to_owned(), kind.to_owned());
+    let other =
+        |group: &str, version: &str, kind: &str| (group.to_owned(), version.to_owned(), kind.to_owned());
     let (verbs, (group, version, name)): (&'static [&'static str], _) = match subresource {
         Subresource::Status => (&["get", "patch", "update"], own),
         Subresource::Scale => (&["get", "patch", "update"], other("autoscaling", "v1", "Scale")),
@@ -63,8 +64,11 @@ pub fn roots(kinds: &Kinds, headers: &HeaderMap, core: bool) -> Response<Body> {
         }),
         false => {
             let groups = group_versions(kinds);
-            let groups: Vec<Value> =
-                groups.iter().filter(|(name, _)| !name.is_empty()).map(|(name, versions)| group(name, versions)).collect();
+            let groups: Vec<Value> = groups
+                .iter()
+                .filter(|(name, _)| !name.is_empty())
+                .map(|(name, versions)| group(name, versions))
+                .collect();
             json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
         }
     };
@@ -93,7 +97,8 @@ pub fn one_group(kinds: &Kinds, name: &str) -> Result<Response<Body>> {
 
 /// `/api/v1` and `/apis/GROUP/VERSION`.
 pub fn resources(kinds: &Kinds, group: &str, version: &str) -> Result<Response<Body>> {
-    let rows: Vec<_> = kinds.rows().iter().filter(|kind| kind.group == group && kind.version == version).collect();
+    let rows: Vec<_> =
+        kinds.rows().iter().filter(|kind| kind.group == group && kind.version == version).collect();
     let first = rows.first().ok_or_else(Status::no_route)?;
     let mut resources = Vec::new();
     for kind in &rows {
@@ -141,7 +146,8 @@ fn aggregated(kinds: &Kinds, core: bool, version: &str) -> Value {
             let versions: Vec<Value> = versions
                 .iter()
                 .map(|version| {
-                    let rows = kinds.rows().iter().filter(|kind| kind.group == name && kind.version == *version);
+                    let rows =
+                        kinds.rows().iter().filter(|kind| kind.group == name && kind.version == *version);
                     let resources: Vec<Value> = rows.map(|kind| aggregated_resource(kind)).collect();
                     json!({"version": version, "freshness": "Current", "resources": resources})
                 })

@@ -52,7 +52,8 @@ impl Serialize for Field<'_> {
 /// The form in which an object is stored: `apiVersion`, `kind` and `metadata` first, resourceVersion left out.
 pub fn stored(object: &Value) -> Bytes {
     let mut out = BytesMut::with_capacity(2048).writer();
-    serde_json::to_writer(&mut out, &Stored(object)).expect("a Value always serializes and memory takes every write");
+    serde_json::to_writer(&mut out, &Stored(object))
+        .expect("a Value always serializes and memory takes every write");
     out.into_inner().freeze()
 }
 
@@ -212,7 +213,10 @@ mod tests {
             "spec": {"nodeName": "n1", "hostNetwork": true, "containers": [{"nodeName": "no"}]},
             "status": {"phase": "Running"},
         }));
-        let facts = facts(&bytes, &["/metadata/name", "/spec/nodeName", "/status/phase", "/spec/none", "/spec/hostNetwork"]);
+        let facts = facts(
+            &bytes,
+            &["/metadata/name", "/spec/nodeName", "/status/phase", "/spec/none", "/spec/hostNetwork"],
+        );
         assert_eq!(facts.fields, ["x", "n1", "Running", "", "true"]);
         assert_eq!(facts.labels, BTreeMap::from([("a".to_owned(), "b".to_owned())]));
     }

@@ -30,7 +30,7 @@ mod object;
 mod proxy;
 mod represent;
 mod request;
-mod schema;
+pub mod schema;
 mod select;
 mod serve;
 mod server;

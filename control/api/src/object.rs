@@ -22,7 +22,12 @@ pub fn list<'a>(object: &'a Value, pointer: &str) -> &'a [Value] {
 
 /// The entries of the object at a pointer.
 pub fn entries<'a>(object: &'a Value, pointer: &str) -> impl Iterator<Item = (&'a str, &'a Value)> {
-    object.pointer(pointer).and_then(Value::as_object).into_iter().flatten().map(|(key, value)| (key.as_str(), value))
+    object
+        .pointer(pointer)
+        .and_then(Value::as_object)
+        .into_iter()
+        .flatten()
+        .map(|(key, value)| (key.as_str(), value))
 }
 
 pub fn name(object: &Value) -> &str {

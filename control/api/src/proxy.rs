@@ -35,11 +35,14 @@ impl Call {
             return Err(Status::bad_request(format!("pod {} does not have a host assigned", self.path.name)));
         }
         let kind = self.server.kinds.builtin("", "nodes");
-        let stored =
-            self.storage().get(kind.key("", node_name).as_str()).ok_or_else(|| Status::not_found(kind, node_name))?;
+        let stored = self
+            .storage()
+            .get(kind.key("", node_name).as_str())
+            .ok_or_else(|| Status::not_found(kind, node_name))?;
         let node: Value = serde_json::from_slice(&stored.value).map_err(Status::internal)?;
         let address = |type_: &str| {
-            let found = list(&node, "/status/addresses").iter().find(|address| text(address, "/type") == type_);
+            let found =
+                list(&node, "/status/addresses").iter().find(|address| text(address, "/type") == type_);
             found.map(|address| text(address, "/address").to_owned())
         };
         let host = address("InternalIP")
@@ -51,7 +54,11 @@ impl Call {
     }
 
     /// Sends one request to the pod's node over a connection of its own, which ends with the answer.
-    async fn ask_node(&self, pod: &Value, mut request: Request<Body>) -> Result<Response<hyper::body::Incoming>> {
+    async fn ask_node(
+        &self,
+        pod: &Value,
+        mut request: Request<Body>,
+    ) -> Result<Response<hyper::body::Incoming>> {
         let Some(connector) = &self.server.kubelet else {
             return Err(Status::unavailable("this server has no identity to speak to nodes with"));
         };
@@ -64,12 +71,14 @@ impl Call {
             Err(_) => ServerName::try_from(host.clone()).map_err(|error| failed("name", &error))?,
         };
         let connect = async {
-            let stream = TcpStream::connect((host.as_str(), port)).await.map_err(|error| failed("reach", &error))?;
+            let stream =
+                TcpStream::connect((host.as_str(), port)).await.map_err(|error| failed("reach", &error))?;
             let _ = stream.set_nodelay(true);
             connector.connect(name, stream).await.map_err(|error| failed("trust", &error))
         };
-        let stream =
-            tokio::time::timeout(CONNECT, connect).await.unwrap_or_else(|_| Err(failed("reach", &"it does not answer")))?;
+        let stream = tokio::time::timeout(CONNECT, connect)
+            .await
+            .unwrap_or_else(|_| Err(failed("reach", &"it does not answer")))?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| failed("speak to", &error))?;
@@ -78,7 +87,8 @@ impl Call {
                 debug!(%error, "a connection to a node server ended early");
             }
         });
-        let authority = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
+        let authority =
+            if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
         let value = HeaderValue::from_str(&authority).map_err(Status::internal)?;
         request.headers_mut().insert(header::HOST, value);
         sender.send_request(request).await.map_err(|error| failed("ask", &error))
@@ -89,7 +99,8 @@ impl Call {
         let container = self.log_container(&pod)?;
         let path = format!("/containerLogs/{}/{}/{container}", self.path.namespace, self.path.name);
         let uri = with_query(&path, &self.query_text("container"));
-        let request = Request::builder().method(Method::GET).uri(uri).body(Body::empty()).map_err(Status::internal)?;
+        let request =
+            Request::builder().method(Method::GET).uri(uri).body(Body::empty()).map_err(Status::internal)?;
         let response = self.ask_node(&pod, request).await?;
         if !response.status().is_success() {
             return Err(node_refused(response).await);
@@ -137,7 +148,8 @@ impl Call {
 
     /// The query as it came, without `drop`.
     fn query_text(&self, drop: &str) -> String {
-        let kept = self.raw_query.split('&').filter(|pair| pair.split('=').next() != Some(drop) && !pair.is_empty());
+        let kept =
+            self.raw_query.split('&').filter(|pair| pair.split('=').next() != Some(drop) && !pair.is_empty());
         kept.collect::<Vec<_>>().join("&")
     }
 
@@ -146,7 +158,9 @@ impl Call {
         let pod = self.pod()?;
         let upgrade = request.headers().get(header::UPGRADE).cloned();
         if upgrade.is_none() || request.extensions().get::<hyper::upgrade::OnUpgrade>().is_none() {
-            return Err(Status::bad_request("you must specify an upgradable connection: Upgrade request required"));
+            return Err(Status::bad_request(
+                "you must specify an upgradable connection: Upgrade request required",
+            ));
         }
         if matches!(text(&pod, "/status/phase"), "Succeeded" | "Failed") {
             return Err(Status::bad_request(format!(

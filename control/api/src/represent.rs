@@ -80,7 +80,8 @@ pub fn negotiate(headers: &HeaderMap, include: Option<&str>, objects: bool) -> R
             )));
         }
     };
-    let accepts: Vec<&str> = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok()).collect();
+    let accepts: Vec<&str> =
+        headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok()).collect();
     let accept = accepts.join(",");
     if accept.trim().is_empty() {
         return Ok(Form::Json);
@@ -94,7 +95,9 @@ pub fn negotiate(headers: &HeaderMap, include: Option<&str>, objects: bool) -> R
             None if yaml => return Ok(Form::Yaml),
             None => return Ok(Form::Json),
             Some(_) if yaml || !objects || media.get("g") != Some("meta.k8s.io") => {}
-            Some("Table") if matches!(media.get("v"), Some("v1" | "v1beta1")) => return Ok(Form::Table(include)),
+            Some("Table") if matches!(media.get("v"), Some("v1" | "v1beta1")) => {
+                return Ok(Form::Table(include));
+            }
             Some("PartialObjectMetadata" | "PartialObjectMetadataList") if media.get("v") == Some("v1") => {
                 return Ok(Form::Metadata);
             }
@@ -137,7 +140,13 @@ fn yaml_response(code: u16, value: &impl serde::Serialize) -> Result<Response<Bo
 }
 
 /// One object, as it is stored.
-pub fn object(form: Form, kind: &Kind, code: u16, stored: &[u8], revision: Revision) -> Result<Response<Body>> {
+pub fn object(
+    form: Form,
+    kind: &Kind,
+    code: u16,
+    stored: &[u8],
+    revision: Revision,
+) -> Result<Response<Body>> {
     match form {
         Form::Json => Ok(json_response(code, encode::spliced(stored, revision))),
         Form::Yaml => yaml_response(code, &encode::decoded(stored, revision).map_err(Status::internal)?),
@@ -159,7 +168,8 @@ pub fn metadata_only(stored: &[u8], revision: Revision) -> Bytes {
         #[serde(borrow)]
         metadata: &'a RawValue,
     }
-    let metadata = serde_json::from_slice::<Metadata<'_>>(stored).map_or("{}", |object| object.metadata.get());
+    let metadata =
+        serde_json::from_slice::<Metadata<'_>>(stored).map_or("{}", |object| object.metadata.get());
     let whole =
         format!(r#"{{"kind":"PartialObjectMetadata","apiVersion":"meta.k8s.io/v1","metadata":{metadata}}}"#);
     encode::spliced(whole.as_bytes(), revision)
@@ -247,7 +257,8 @@ pub fn list(form: Form, kind: &Arc<Kind>, meta: &ListMeta, items: Vec<Stored>) -
             );
         }
     }
-    let mut pieces = Pieces { form, kind: kind.clone(), items: items.into_iter(), first: true, done: false, out: head };
+    let mut pieces =
+        Pieces { form, kind: kind.clone(), items: items.into_iter(), first: true, done: false, out: head };
     if form == Form::Yaml {
         let whole: BytesMut = pieces.flatten().collect();
         let value: Value = serde_json::from_slice(&whole).map_err(Status::internal)?;

@@ -51,8 +51,7 @@ impl ResourcePath {
         let (Some(group), Some(version)) = (group, version) else { return Ok(None) };
         let bad = || Status::bad_request("the path is not well-formed");
         let mut rest = segments.map(decode).collect::<Option<Vec<_>>>().ok_or_else(bad)?.into_iter();
-        let mut found =
-            Self { group: group.to_owned(), version: version.to_owned(), ..Self::default() };
+        let mut found = Self { group: group.to_owned(), version: version.to_owned(), ..Self::default() };
         let Some(mut first) = rest.next() else { return Ok(Some(found)) };
         if first == "namespaces" {
             let namespace = rest.next();
@@ -192,7 +191,10 @@ mod tests {
             ("/api/v1/namespaces/a/pods", "|a|pods||"),
             ("/api/v1/namespaces/a/pods/x/log", "|a|pods|x|log"),
             ("/apis/apps/v1/namespaces/a/deployments/x/scale/", "apps|a|deployments|x|scale"),
-            ("/apis/rbac.authorization.k8s.io/v1/clusterroles/system%3Anode", "rbac.authorization.k8s.io||clusterroles|system:node|"),
+            (
+                "/apis/rbac.authorization.k8s.io/v1/clusterroles/system%3Anode",
+                "rbac.authorization.k8s.io||clusterroles|system:node|",
+            ),
             ("/api/v1", "||||"),
         ];
         for (path, want) in cases {

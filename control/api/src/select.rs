@@ -43,7 +43,7 @@ impl Selection {
                         None => {
                             return Err(Status::bad_request(format!(
                                 "Unable to find {:?} that match label selector \"{}\", field selector {text:?}: field label not supported: {other}",
-                                kind.api_version() + ", Resource=" + &kind.plural,
+                                format!("{}/{}, Resource={}", kind.group, kind.version, kind.plural),
                                 query.get("labelSelector").unwrap_or_default()
                             )));
                         }

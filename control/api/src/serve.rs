@@ -148,7 +148,8 @@ impl Connection {
             Err(_) => return debug!("a TLS handshake took too long"),
         };
         let certificates = stream.get_ref().1.peer_certificates();
-        let certificate = certificates.and_then(|chain| chain.first()).and_then(|first| user::from_certificate(first));
+        let certificate =
+            certificates.and_then(|chain| chain.first()).and_then(|first| user::from_certificate(first));
         let peer = Peer { certificate: certificate.map(Arc::new) };
         let (inner, drain) = (self.inner, Drain(self.stop));
         let service = hyper::service::service_fn(move |mut request: Request<hyper::body::Incoming>| {

@@ -33,6 +33,8 @@ use crate::{Body, Config, Error, Extra, UserInfo, discovery, object};
 
 /// Bodies of API requests; the value of kube-apiserver.
 const BODY_MAX: usize = 3 << 20;
+/// How clients of mounted services are told to say who they are.
+const CHALLENGE: &str = "Basic realm=\"wharf\"";
 
 /// What all handles share.
 pub struct Inner {
@@ -75,7 +77,8 @@ impl Inner {
             kinds.rows().iter().map(|kind| (kind.prefix(), kind.field_pointers())).collect();
         let decode = move |key: &wharf_store::Key, value: &Bytes| {
             let own = pointers.iter().find(|(prefix, _)| key.as_str().starts_with(prefix.as_str()));
-            let own: Vec<&str> = own.map(|(_, own)| own.iter().map(String::as_str).collect()).unwrap_or_default();
+            let own: Vec<&str> =
+                own.map(|(_, own)| own.iter().map(String::as_str).collect()).unwrap_or_default();
             encode::facts(value, &own)
         };
         let guard = stop.clone().drop_guard();
@@ -184,31 +187,48 @@ impl Inner {
     ) -> Result<Response<Body>> {
         let user = match &origin {
             Origin::User(user) => user.clone(),
-            Origin::Peer(peer) => self.authenticate(peer, request.headers())?,
+            Origin::Peer(peer) => match self.authenticate(peer, request.headers()) {
+                Err(_) if self.mounted(request.uri().path()).is_some() => {
+                    return Err(Status::challenge(CHALLENGE));
+                }
+                known => known?,
+            },
         };
         labels.user.clone_from(&user.name);
         let path = request.uri().path().to_owned();
-        for (prefix, service) in &self.extra {
-            if path.starts_with(prefix.as_str()) || path == prefix.trim_end_matches('/') {
-                if user.is_anonymous() {
-                    return Err(Status::challenge("Basic realm=\"wharf\""));
-                }
-                let verb = request.method().as_str().to_ascii_lowercase();
-                authz::check(&self.authorizers, &Attributes { user: &user, verb: &verb, action: Action::Path(&path) })?;
-                let mut request = request;
-                request.extensions_mut().insert((*user).clone());
-                let Ok(response) = service.clone().oneshot(request).await;
-                return Ok(response);
+        if let Some(service) = self.mounted(&path) {
+            if user.is_anonymous() {
+                return Err(Status::challenge(CHALLENGE));
             }
+            let verb = request.method().as_str().to_ascii_lowercase();
+            authz::check(
+                &self.authorizers,
+                &Attributes { user: &user, verb: &verb, action: Action::Path(&path) },
+            )?;
+            let mut request = request;
+            request.extensions_mut().insert((*user).clone());
+            let Ok(response) = service.oneshot(request).await;
+            return Ok(response);
         }
         match ResourcePath::parse(&path)? {
-            Some(resource) if !resource.resource.is_empty() => self.resource(request, user, resource, labels).await,
+            Some(resource) if !resource.resource.is_empty() => {
+                self.resource(request, user, resource, labels).await
+            }
             other => {
                 let verb = request.method().as_str().to_ascii_lowercase();
-                authz::check(&self.authorizers, &Attributes { user: &user, verb: &verb, action: Action::Path(&path) })?;
+                authz::check(
+                    &self.authorizers,
+                    &Attributes { user: &user, verb: &verb, action: Action::Path(&path) },
+                )?;
                 self.other(&request, &path, other)
             }
         }
+    }
+
+    /// The service mounted at this path.
+    fn mounted(&self, path: &str) -> Option<Extra> {
+        let at = |prefix: &str| path.starts_with(prefix) || path == prefix.trim_end_matches('/');
+        self.extra.iter().find(|(prefix, _)| at(prefix)).map(|(_, service)| service.clone())
     }
 
     fn authenticate(&self, peer: &Peer, headers: &http::HeaderMap) -> Result<Arc<UserInfo>> {
@@ -221,7 +241,12 @@ impl Inner {
     }
 
     /// Paths of no resource.
-    fn other(&self, request: &Request<Body>, path: &str, resource: Option<ResourcePath>) -> Result<Response<Body>> {
+    fn other(
+        &self,
+        request: &Request<Body>,
+        path: &str,
+        resource: Option<ResourcePath>,
+    ) -> Result<Response<Body>> {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             return Err(Status::method_not_allowed());
         }
@@ -278,7 +303,8 @@ impl Inner {
             // Only names that exist become labels.
             labels.group = kind.group.to_string();
             labels.resource = kind.plural.to_string();
-            labels.subresource = Subresource::parse(&path.subresource).map_or("", Subresource::as_str).to_owned();
+            labels.subresource =
+                Subresource::parse(&path.subresource).map_or("", Subresource::as_str).to_owned();
         }
         let selection = match &kind {
             Some(kind) if path.name.is_empty() => Selection::parse(kind, &query)?,
@@ -301,7 +327,8 @@ impl Inner {
         let kind = kind.ok_or_else(Status::no_route)?;
         check_scope(&kind, &path, verb)?;
         let (parts, body) = request.into_parts();
-        let stop = parts.extensions.get::<Drain>().map_or_else(CancellationToken::new, |drain| drain.0.clone());
+        let stop =
+            parts.extensions.get::<Drain>().map_or_else(CancellationToken::new, |drain| drain.0.clone());
         let mut call = Call {
             server: self.clone(),
             kind,
@@ -358,14 +385,18 @@ fn check_scope(kind: &Kind, path: &ResourcePath, verb: Verb) -> Result<()> {
     if kind.namespaced && path.namespace.is_empty() {
         return match verb {
             Verb::List | Verb::Watch => Ok(()),
-            Verb::Create | Verb::DeleteCollection if path.name.is_empty() => Err(Status::method_not_allowed()),
+            Verb::Create | Verb::DeleteCollection if path.name.is_empty() => {
+                Err(Status::method_not_allowed())
+            }
             _ => Err(Status::no_route()),
         };
     }
     match verb {
         // A PUT or PATCH needs a name; a POST has one only with a subresource.
         Verb::Update | Verb::Patch if path.name.is_empty() => Err(Status::method_not_allowed()),
-        Verb::Create if !path.name.is_empty() && path.subresource.is_empty() => Err(Status::method_not_allowed()),
+        Verb::Create if !path.name.is_empty() && path.subresource.is_empty() => {
+            Err(Status::method_not_allowed())
+        }
         Verb::DeleteCollection if kind.group.is_empty() && kind.plural == "namespaces" => {
             Err(Status::method_not_allowed())
         }
@@ -376,14 +407,21 @@ fn check_scope(kind: &Kind, path: &ResourcePath, verb: Verb) -> Result<()> {
 async fn read_body(body: Body) -> Result<Bytes> {
     match Limited::new(body, BODY_MAX).collect().await {
         Ok(body) => Ok(body.to_bytes()),
-        Err(error) if error.downcast_ref::<LengthLimitError>().is_some() => Err(Status::too_large_body(BODY_MAX)),
+        Err(error) if error.downcast_ref::<LengthLimitError>().is_some() => {
+            Err(Status::too_large_body(BODY_MAX))
+        }
         Err(error) => Err(Status::bad_request(format!("the body could not be read: {error}"))),
     }
 }
 
 impl Call {
     /// What is answered at once.
-    async fn run(&mut self, verb: Verb, subresource: Option<Subresource>, body: Bytes) -> Result<Response<Body>> {
+    async fn run(
+        &mut self,
+        verb: Verb,
+        subresource: Option<Subresource>,
+        body: Bytes,
+    ) -> Result<Response<Body>> {
         match (subresource, verb) {
             (None, Verb::Create) => self.create(body).await,
             (None | Some(Subresource::Status), Verb::Get) => self.get().await,
@@ -403,7 +441,12 @@ impl Call {
 }
 
 /// Keeps the role index up to date until `stop`.
-async fn follow_rbac(rbac: Arc<Rbac>, storage: Arc<dyn Storage>, mut from: wharf_store::Revision, stop: CancellationToken) {
+async fn follow_rbac(
+    rbac: Arc<Rbac>,
+    storage: Arc<dyn Storage>,
+    mut from: wharf_store::Revision,
+    stop: CancellationToken,
+) {
     loop {
         let followed = tokio::select! {
             () = stop.cancelled() => return,
@@ -412,7 +455,9 @@ async fn follow_rbac(rbac: Arc<Rbac>, storage: Arc<dyn Storage>, mut from: wharf
         if let Err(error) = followed {
             match error {
                 wharf_store::Error::Closed => return,
-                error => warn!(error = %wharf_kit::chain(&error), "the watch on roles failed and begins anew"),
+                error => {
+                    warn!(error = %wharf_kit::chain(&error), "the watch on roles failed and begins anew")
+                }
             }
             match rbac.refresh(&*storage).await {
                 Ok(revision) => from = revision,

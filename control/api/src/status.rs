@@ -221,11 +221,7 @@ impl Status {
     }
 
     pub fn too_large_body(limit: usize) -> Self {
-        Self::new(
-            413,
-            "RequestEntityTooLarge",
-            format!("Request entity too large: limit is {limit}"),
-        )
+        Self::new(413, "RequestEntityTooLarge", format!("Request entity too large: limit is {limit}"))
     }
 
     pub fn too_large_patch(message: String) -> Self {
@@ -238,8 +234,11 @@ impl Status {
     }
 
     pub fn too_many_requests() -> Self {
-        let mut status =
-            Self::new(429, "TooManyRequests", "The server has received too many requests, please try again later.");
+        let mut status = Self::new(
+            429,
+            "TooManyRequests",
+            "The server has received too many requests, please try again later.",
+        );
         status.0.details.retry_after_seconds = Some(1);
         status
     }
@@ -331,7 +330,8 @@ impl Status {
     pub fn into_response(self) -> Response<Body> {
         let body = self.to_json().to_string();
         let mut response = Response::new(Body::from(body));
-        *response.status_mut() = StatusCode::from_u16(self.0.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        *response.status_mut() =
+            StatusCode::from_u16(self.0.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if let Some(seconds) = self.0.details.retry_after_seconds {
@@ -404,7 +404,11 @@ impl FieldError {
         Self::new(FieldErrorKind::Required, field, String::new(), detail)
     }
 
-    pub fn invalid(field: impl Into<String>, value: impl Into<serde_json::Value>, detail: impl Into<String>) -> Self {
+    pub fn invalid(
+        field: impl Into<String>,
+        value: impl Into<serde_json::Value>,
+        detail: impl Into<String>,
+    ) -> Self {
         Self::new(FieldErrorKind::Invalid, field, shown(&value.into()), detail)
     }
 

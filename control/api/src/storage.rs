@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
-use wharf_store::{Cache, Error, Expect, Key, Object, Revision, Snapshot, Store, Watcher, Write};
+use wharf_store::{Cache, Error, Object, Revision, Snapshot, Store, Watcher, Write};
 
 use crate::encode::Facts;
 
@@ -16,7 +16,11 @@ pub trait Storage: Send + Sync + 'static {
     /// The revision up to which reads show everything.
     fn revision(&self) -> Revision;
     fn write(&self, write: Write) -> BoxFuture<'_, Result<Revision, Error>>;
-    fn snapshot<'a>(&'a self, prefix: &'a str, at: Option<Revision>) -> BoxFuture<'a, Result<Snapshot<Facts>, Error>>;
+    fn snapshot<'a>(
+        &'a self,
+        prefix: &'a str,
+        at: Option<Revision>,
+    ) -> BoxFuture<'a, Result<Snapshot<Facts>, Error>>;
     fn watch<'a>(&'a self, prefix: &'a str, from: Revision) -> BoxFuture<'a, Result<Watcher<Facts>, Error>>;
     /// Waits until reads show whatever was written anywhere before the call.
     fn sync(&self) -> BoxFuture<'_, Result<Revision, Error>>;
@@ -33,7 +37,11 @@ impl<S: Store> Storage for Cache<S, Facts> {
     fn write(&self, write: Write) -> BoxFuture<'_, Result<Revision, Error>> {
         Box::pin(Cache::write(self, write))
     }
-    fn snapshot<'a>(&'a self, prefix: &'a str, at: Option<Revision>) -> BoxFuture<'a, Result<Snapshot<Facts>, Error>> {
+    fn snapshot<'a>(
+        &'a self,
+        prefix: &'a str,
+        at: Option<Revision>,
+    ) -> BoxFuture<'a, Result<Snapshot<Facts>, Error>> {
         Box::pin(Cache::snapshot(self, prefix, at))
     }
     fn watch<'a>(&'a self, prefix: &'a str, from: Revision) -> BoxFuture<'a, Result<Watcher<Facts>, Error>> {
@@ -45,9 +53,4 @@ impl<S: Store> Storage for Cache<S, Facts> {
     fn wait_for(&self, revision: Revision) -> BoxFuture<'_, Result<(), Error>> {
         Box::pin(Cache::wait_for(self, revision))
     }
-}
-
-/// A write of `value` under `key`; `None` deletes.
-pub fn write(key: Key, expect: Expect, value: Option<bytes::Bytes>) -> Write {
-    Write { key, expect, value }
 }

@@ -20,8 +20,12 @@ use crate::verbs::{Call, WriteOptions};
 impl Call {
     fn body_value(&self, body: &[u8], kind: &str) -> Result<Value> {
         let value: Value = match self.body_format()? {
-            Format::Json => serde_json::from_slice(body).map_err(|error| Status::bad_request(error.to_string()))?,
-            Format::Yaml => serde_yaml::from_slice(body).map_err(|error| Status::bad_request(error.to_string()))?,
+            Format::Json => {
+                serde_json::from_slice(body).map_err(|error| Status::bad_request(error.to_string()))?
+            }
+            Format::Yaml => {
+                serde_yaml::from_slice(body).map_err(|error| Status::bad_request(error.to_string()))?
+            }
         };
         if !value.is_object() {
             return Err(Status::bad_request(format!("the body is no {kind}")));
@@ -41,17 +45,16 @@ impl Call {
 
     pub async fn set_scale(&mut self, verb: Verb, body: Bytes) -> Result<Response<Body>> {
         let options = self.write_options()?;
-        let type_ = self.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let type_ =
+            self.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let type_ = type_.split(';').next().unwrap_or_default().trim().to_owned();
         let given = match (verb, type_.as_str()) {
             (Verb::Update, _) => self.body_value(&body, "Scale")?,
             (_, "application/json-patch+json") => Value::Null,
             // All fields of a Scale are plain, so a strategic merge is a merge, and an apply of one is too.
-            (
-                _,
-                "application/merge-patch+json"
-                | "application/strategic-merge-patch+json",
-            ) => serde_json::from_slice(&body).map_err(|error| Status::bad_request(error.to_string()))?,
+            (_, "application/merge-patch+json" | "application/strategic-merge-patch+json") => {
+                serde_json::from_slice(&body).map_err(|error| Status::bad_request(error.to_string()))?
+            }
             (_, "application/apply-patch+yaml") => {
                 serde_yaml::from_slice(&body).map_err(|error| Status::bad_request(error.to_string()))?
             }
@@ -79,20 +82,24 @@ impl Call {
                 } else {
                     patch::merge_patch(&mut wanted, &given);
                 }
-                let replicas = match wanted.pointer("/spec/replicas") {
-                    None | Some(Value::Null) => 0,
-                    Some(replicas) => replicas
-                        .as_i64()
-                        .filter(|replicas| i32::try_from(*replicas).is_ok())
-                        .ok_or_else(|| Status::bad_request("spec.replicas is no 32-bit integer"))?,
-                };
+                let replicas =
+                    match wanted.pointer("/spec/replicas") {
+                        None | Some(Value::Null) => 0,
+                        Some(replicas) => replicas
+                            .as_i64()
+                            .filter(|replicas| i32::try_from(*replicas).is_ok())
+                            .ok_or_else(|| Status::bad_request("spec.replicas is no 32-bit integer"))?,
+                    };
                 if replicas < 0 {
-                    let error = FieldError::invalid("spec.replicas", replicas, "must be greater than or equal to 0");
+                    let error =
+                        FieldError::invalid("spec.replicas", replicas, "must be greater than or equal to 0");
                     return Err(Status::invalid("autoscaling", "Scale", &name, vec![error]));
                 }
                 let mut new = old.clone();
                 child(&mut new, "spec").insert("replicas".to_owned(), replicas.into());
-                for (field, pointer) in [("resourceVersion", "/metadata/resourceVersion"), ("uid", "/metadata/uid")] {
+                for (field, pointer) in
+                    [("resourceVersion", "/metadata/resourceVersion"), ("uid", "/metadata/uid")]
+                {
                     match text(&wanted, pointer) {
                         "" => {
                             metadata(&mut new).remove(field);
@@ -123,7 +130,8 @@ impl Call {
             let error = FieldError::required("target.name", "");
             return Err(Status::invalid("", "Binding", &self.path.name, vec![error]));
         }
-        let (uid, annotations) = (text(&binding, "/metadata/uid").to_owned(), binding.pointer("/metadata/annotations"));
+        let (uid, annotations) =
+            (text(&binding, "/metadata/uid").to_owned(), binding.pointer("/metadata/annotations"));
         let (kind, name) = (self.kind.clone(), self.path.name.clone());
         let change = Change {
             options: &options,
@@ -167,9 +175,11 @@ impl Call {
         if !named.is_empty() && named != self.path.name {
             return Err(Status::bad_request("name in URL does not match name in Eviction object"));
         }
-        let dry = options.dry_run || list(&eviction, "/deleteOptions/dryRun").iter().any(|value| value == "All");
+        let dry =
+            options.dry_run || list(&eviction, "/deleteOptions/dryRun").iter().any(|value| value == "All");
         let grace = number(&eviction, "/deleteOptions/gracePeriodSeconds");
-        let uid = eviction.pointer("/deleteOptions/preconditions/uid").and_then(Value::as_str).map(str::to_owned);
+        let uid =
+            eviction.pointer("/deleteOptions/preconditions/uid").and_then(Value::as_str).map(str::to_owned);
         match self.delete_with_grace(grace, uid, dry).await? {
             Deleted::Now { .. } | Deleted::Later { .. } => {
                 Ok(json_response(201, Status::success(201).to_json().to_string()))

@@ -33,7 +33,6 @@ pub struct Request<'a> {
     /// The object as it is to be stored; for a delete as it is.
     pub object: &'a mut Value,
     pub old: Option<&'a Value>,
-    pub warnings: &'a mut Vec<String>,
 }
 
 /// What plugins look things up in.

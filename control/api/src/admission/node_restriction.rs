@@ -25,10 +25,7 @@ pub fn admit(request: &mut Request<'_>, world: &World<'_>) -> Result<()> {
             if request.subresource.is_none() && request.operation != Operation::Delete {
                 let changed = restricted_changes(request.object, request.old);
                 if !changed.is_empty() {
-                    return deny(format!(
-                        "is not allowed to modify labels: {}",
-                        changed.join(", ")
-                    ));
+                    return deny(format!("is not allowed to modify labels: {}", changed.join(", ")));
                 }
                 let taints = |object: &Value| object.pointer("/spec/taints").cloned().unwrap_or(Value::Null);
                 if request.old.is_some_and(|old| taints(old) != taints(request.object)) {

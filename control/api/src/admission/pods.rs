@@ -63,14 +63,16 @@ pub fn runtime_class(request: &mut Request<'_>, world: &World<'_>) -> Result<()>
     if !is_new_pod(request) {
         return Ok(());
     }
-    let deny = |request: &Request<'_>, why: &str| Err(Status::forbidden_kind(request.kind, request.name, why));
+    let deny =
+        |request: &Request<'_>, why: &str| Err(Status::forbidden_kind(request.kind, request.name, why));
     let name = text(request.object, "/spec/runtimeClassName").to_owned();
     let overhead = request.object.pointer("/spec/overhead").cloned();
     if name.is_empty() {
         return match overhead {
-            Some(overhead) if entries(&overhead, "").next().is_some() => {
-                deny(request, "pod rejected: Pod Overhead set without corresponding RuntimeClass defined Overhead")
-            }
+            Some(overhead) if entries(&overhead, "").next().is_some() => deny(
+                request,
+                "pod rejected: Pod Overhead set without corresponding RuntimeClass defined Overhead",
+            ),
             _ => Ok(()),
         };
     }
@@ -86,7 +88,10 @@ pub fn runtime_class(request: &mut Request<'_>, world: &World<'_>) -> Result<()>
         }
         child(request.object, "spec").insert("overhead".to_owned(), fixed.clone());
     } else if overhead.is_some_and(|overhead| entries(&overhead, "").next().is_some()) {
-        return deny(request, "pod rejected: Pod Overhead set without corresponding RuntimeClass defined Overhead");
+        return deny(
+            request,
+            "pod rejected: Pod Overhead set without corresponding RuntimeClass defined Overhead",
+        );
     }
     for (key, value) in entries(&class, "/scheduling/nodeSelector") {
         let present = request.object.pointer("/spec/nodeSelector").and_then(|selector| selector.get(key));
@@ -110,12 +115,13 @@ pub fn default_toleration_seconds(request: &mut Request<'_>, _world: &World<'_>)
     if !is_new_pod(request) {
         return Ok(());
     }
-    let missing = ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"].into_iter().filter(|taint| {
-        !list(request.object, "/spec/tolerations").iter().any(|toleration| {
-            let (key, effect) = (text(toleration, "/key"), text(toleration, "/effect"));
-            (key == *taint || key.is_empty()) && (effect == "NoExecute" || effect.is_empty())
-        })
-    });
+    let missing =
+        ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"].into_iter().filter(|taint| {
+            !list(request.object, "/spec/tolerations").iter().any(|toleration| {
+                let (key, effect) = (text(toleration, "/key"), text(toleration, "/effect"));
+                (key == *taint || key.is_empty()) && (effect == "NoExecute" || effect.is_empty())
+            })
+        });
     let added = missing
         .map(|taint| {
             json!({

@@ -54,18 +54,40 @@ fn view_rules() -> Vec<Value> {
         rule(
             &[""],
             &[
-                "bindings", "configmaps", "events", "limitranges", "namespaces", "namespaces/status", "pods", "pods/log",
-                "pods/status", "replicationcontrollers", "resourcequotas", "serviceaccounts", "services", "services/status",
-                "endpoints", "persistentvolumeclaims",
+                "bindings",
+                "configmaps",
+                "events",
+                "limitranges",
+                "namespaces",
+                "namespaces/status",
+                "pods",
+                "pods/log",
+                "pods/status",
+                "replicationcontrollers",
+                "resourcequotas",
+                "serviceaccounts",
+                "services",
+                "services/status",
+                "endpoints",
+                "persistentvolumeclaims",
             ],
             READ,
         ),
         rule(
             &["apps"],
             &[
-                "controllerrevisions", "daemonsets", "daemonsets/status", "deployments", "deployments/scale",
-                "deployments/status", "replicasets", "replicasets/scale", "replicasets/status", "statefulsets",
-                "statefulsets/scale", "statefulsets/status",
+                "controllerrevisions",
+                "daemonsets",
+                "daemonsets/status",
+                "deployments",
+                "deployments/scale",
+                "deployments/status",
+                "replicasets",
+                "replicasets/scale",
+                "replicasets/status",
+                "statefulsets",
+                "statefulsets/scale",
+                "statefulsets/status",
             ],
             READ,
         ),
@@ -82,25 +104,45 @@ fn edit_rules() -> Vec<Value> {
         rule(
             &[""],
             &[
-                "configmaps", "events", "persistentvolumeclaims", "pods", "replicationcontrollers",
-                "secrets", "serviceaccounts", "services",
+                "configmaps",
+                "events",
+                "persistentvolumeclaims",
+                "pods",
+                "replicationcontrollers",
+                "secrets",
+                "serviceaccounts",
+                "services",
             ],
             WRITE,
         ),
         rule(&[""], &["secrets"], READ),
-        rule(&[""], &["pods/attach", "pods/exec", "pods/portforward", "pods/proxy", "services/proxy"], &["get", "create"]),
+        rule(
+            &[""],
+            &["pods/attach", "pods/exec", "pods/portforward", "pods/proxy", "services/proxy"],
+            &["get", "create"],
+        ),
         rule(&[""], &["pods/eviction"], &["create"]),
         rule(
             &["apps"],
             &[
-                "daemonsets", "deployments", "deployments/rollback", "deployments/scale", "replicasets",
-                "replicasets/scale", "statefulsets", "statefulsets/scale",
+                "daemonsets",
+                "deployments",
+                "deployments/rollback",
+                "deployments/scale",
+                "replicasets",
+                "replicasets/scale",
+                "statefulsets",
+                "statefulsets/scale",
             ],
             WRITE,
         ),
         rule(&["batch"], &["jobs", "cronjobs"], WRITE),
         rule(&["networking.k8s.io"], &["ingresses", "networkpolicies"], WRITE),
-        rule(&["coordination.k8s.io"], &["leases"], &["get", "list", "watch", "create", "delete", "deletecollection", "patch", "update"]),
+        rule(
+            &["coordination.k8s.io"],
+            &["leases"],
+            &["get", "list", "watch", "create", "delete", "deletecollection", "patch", "update"],
+        ),
     ]);
     rules
 }
@@ -114,7 +156,19 @@ fn admin_rules() -> Vec<Value> {
 /// Roles first, so that bindings find theirs.
 pub fn rbac() -> Vec<Bootstrap> {
     let events = || rule(&["", "events.k8s.io"], &["events"], &["create", "patch", "update"]);
-    let discovery = ["/api", "/api/*", "/apis", "/apis/*", "/healthz", "/livez", "/openapi", "/openapi/*", "/readyz", "/version", "/version/"];
+    let discovery = [
+        "/api",
+        "/api/*",
+        "/apis",
+        "/apis/*",
+        "/healthz",
+        "/livez",
+        "/openapi",
+        "/openapi/*",
+        "/readyz",
+        "/version",
+        "/version/",
+    ];
     vec![
         role("cluster-admin", vec![rule(ALL, ALL, ALL), paths(ALL, ALL)]),
         role("admin", admin_rules()),
@@ -128,7 +182,11 @@ pub fn rbac() -> Vec<Bootstrap> {
         role(
             "system:basic-user",
             vec![
-                rule(&["authorization.k8s.io"], &["selfsubjectaccessreviews", "selfsubjectrulesreviews"], &["create"]),
+                rule(
+                    &["authorization.k8s.io"],
+                    &["selfsubjectaccessreviews", "selfsubjectrulesreviews"],
+                    &["create"],
+                ),
                 rule(&["authentication.k8s.io"], &["selfsubjectreviews"], &["create"]),
             ],
         ),
@@ -136,8 +194,23 @@ pub fn rbac() -> Vec<Bootstrap> {
             "system:kube-scheduler",
             vec![
                 events(),
-                rule(&["coordination.k8s.io"], &["leases"], &["create", "get", "list", "update", "watch", "patch"]),
-                rule(&[""], &["nodes", "namespaces", "services", "replicationcontrollers", "persistentvolumeclaims", "persistentvolumes"], READ),
+                rule(
+                    &["coordination.k8s.io"],
+                    &["leases"],
+                    &["create", "get", "list", "update", "watch", "patch"],
+                ),
+                rule(
+                    &[""],
+                    &[
+                        "nodes",
+                        "namespaces",
+                        "services",
+                        "replicationcontrollers",
+                        "persistentvolumeclaims",
+                        "persistentvolumes",
+                    ],
+                    READ,
+                ),
                 rule(&[""], &["pods"], &["get", "list", "watch", "delete"]),
                 rule(&[""], &["bindings", "pods/binding"], &["create"]),
                 rule(&[""], &["pods/status"], &["patch", "update"]),
@@ -153,7 +226,11 @@ pub fn rbac() -> Vec<Bootstrap> {
                 events(),
                 rule(ALL, ALL, READ),
                 rule(ALL, ALL, &["delete", "deletecollection", "patch", "update"]),
-                rule(&[""], &["namespaces/finalize", "namespaces/status", "nodes/status", "pods/status"], &["update", "patch"]),
+                rule(
+                    &[""],
+                    &["namespaces/finalize", "namespaces/status", "nodes/status", "pods/status"],
+                    &["update", "patch"],
+                ),
                 rule(&[""], &["pods", "serviceaccounts", "configmaps", "secrets", "endpoints"], &["create"]),
                 rule(&[""], &["serviceaccounts/token"], &["create"]),
                 rule(&["apps"], &["replicasets", "controllerrevisions"], &["create"]),
@@ -202,11 +279,12 @@ pub fn rbac() -> Vec<Bootstrap> {
 
 /// The namespaces and runtime classes of every cluster.
 pub fn objects() -> Vec<Bootstrap> {
-    let namespaces = ["default", "kube-system", "kube-public", "kube-node-lease"].into_iter().map(|name| Bootstrap {
-        group: "",
-        plural: "namespaces",
-        object: json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}),
-    });
+    let namespaces =
+        ["default", "kube-system", "kube-public", "kube-node-lease"].into_iter().map(|name| Bootstrap {
+            group: "",
+            plural: "namespaces",
+            object: json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}),
+        });
     let classes = ["wasm", "oci"].into_iter().map(|name| Bootstrap {
         group: "node.k8s.io",
         plural: "runtimeclasses",

@@ -45,7 +45,13 @@ impl Call {
                 }
                 match self.server.rbac.rules_of(kind, namespace, role) {
                     Some(rules) => rules.to_vec(),
-                    None => return Err(Status::forbidden_kind(&self.kind, name, &format!("{kind} {role:?} not found"))),
+                    None => {
+                        return Err(Status::forbidden_kind(
+                            &self.kind,
+                            name,
+                            &format!("{kind} {role:?} not found"),
+                        ));
+                    }
                 }
             }
         };

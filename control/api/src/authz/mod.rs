@@ -1,4 +1,4 @@
-//! Who may do what: authorizers are asked in order until one allows or denies.
+//! Who may do what: authorizers are asked in order until one allows.
 
 use std::sync::Arc;
 
@@ -38,8 +38,6 @@ pub enum Action<'a> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
     Allow,
-    /// No, and no other is asked; with the reason.
-    Deny(String),
     /// The next is asked; the reason is told if nobody allows.
     NoOpinion(String),
 }
@@ -70,10 +68,6 @@ pub fn check(chain: &[Arc<dyn Authorizer>], attributes: &Attributes<'_>) -> Resu
     for authorizer in chain {
         match authorizer.authorize(attributes) {
             Decision::Allow => return Ok(()),
-            Decision::Deny(reason) => {
-                reasons = vec![reason];
-                break;
-            }
             Decision::NoOpinion(reason) if reason.is_empty() => {}
             Decision::NoOpinion(reason) => reasons.push(reason),
         }
@@ -86,7 +80,11 @@ pub fn check(chain: &[Arc<dyn Authorizer>], attributes: &Attributes<'_>) -> Resu
             Status::forbidden("", "", "", &format!("User {user:?} cannot {verb} path {path:?}{because}"))
         }
         Action::Resource { group, resource, subresource, namespace, name, .. } => {
-            let what = if subresource.is_empty() { resource.to_owned() } else { format!("{resource}/{subresource}") };
+            let what = if subresource.is_empty() {
+                resource.to_owned()
+            } else {
+                format!("{resource}/{subresource}")
+            };
             let place = match namespace.is_empty() {
                 true => "at the cluster scope".to_owned(),
                 false => format!("in the namespace {namespace:?}"),

@@ -52,7 +52,9 @@ fn references<'a>(pod: &'a Value, what: &str) -> impl Iterator<Item = &'a str> {
     let secret = what == "secrets";
     let (env_from, key_ref, volume, projected) = match secret {
         true => ("/secretRef/name", "/valueFrom/secretKeyRef/name", "/secret/secretName", "/secret/name"),
-        false => ("/configMapRef/name", "/valueFrom/configMapKeyRef/name", "/configMap/name", "/configMap/name"),
+        false => {
+            ("/configMapRef/name", "/valueFrom/configMapKeyRef/name", "/configMap/name", "/configMap/name")
+        }
     };
     let containers = ["/spec/containers", "/spec/initContainers", "/spec/ephemeralContainers"]
         .into_iter()
@@ -65,7 +67,8 @@ fn references<'a>(pod: &'a Value, what: &str) -> impl Iterator<Item = &'a str> {
         let sources = list(source, "/projected/sources").iter().map(move |source| text(source, projected));
         std::iter::once(text(source, volume)).chain(sources)
     });
-    let pulls = list(pod, "/spec/imagePullSecrets").iter().filter(move |_| secret).map(|pull| text(pull, "/name"));
+    let pulls =
+        list(pod, "/spec/imagePullSecrets").iter().filter(move |_| secret).map(|pull| text(pull, "/name"));
     in_containers.chain(in_volumes).chain(pulls).filter(|name| !name.is_empty())
 }
 
@@ -73,7 +76,8 @@ impl Authorizer for NodeAuthorizer {
     fn authorize(&self, attributes: &Attributes<'_>) -> Decision {
         let none = || Decision::NoOpinion(String::new());
         let Some(node) = attributes.user.as_node() else { return none() };
-        let Action::Resource { group, resource, subresource, namespace, name, fields } = attributes.action else {
+        let Action::Resource { group, resource, subresource, namespace, name, fields } = attributes.action
+        else {
             return none();
         };
         let verb = attributes.verb;
@@ -94,6 +98,11 @@ impl Authorizer for NodeAuthorizer {
             }
             ("", "pods", "eviction", "create") => self.pod_is_bound(node, namespace, name),
             ("", "secrets" | "configmaps", "", "get") => self.refers(node, namespace, resource, name),
+            // A single object may be followed too; without its name in the selector it would be all of them.
+            ("", "secrets" | "configmaps", "", "list" | "watch") => {
+                let one = fields.iter().find(|(key, _)| key == "metadata.name");
+                one.is_some_and(|(_, name)| self.refers(node, namespace, resource, name))
+            }
             ("", "events", "", "create" | "patch" | "update")
             | ("events.k8s.io", "events", "", "create" | "patch" | "update") => true,
             ("", "services", "", "get" | "list" | "watch")
@@ -104,9 +113,9 @@ impl Authorizer for NodeAuthorizer {
             return Decision::Allow;
         }
         match (resource, verb) {
-            ("secrets" | "configmaps", "get") => Decision::NoOpinion(format!(
-                "no relationship found between node '{node}' and this object"
-            )),
+            ("secrets" | "configmaps", "get") => {
+                Decision::NoOpinion(format!("no relationship found between node '{node}' and this object"))
+            }
             _ => none(),
         }
     }

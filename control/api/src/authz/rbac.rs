@@ -40,7 +40,8 @@ impl Rule {
             Action::Resource { group, resource, subresource, name, .. } => {
                 has(&self.api_groups, group)
                     && self.resources.iter().any(|entry| covers(entry, resource, subresource))
-                    && (self.resource_names.is_empty() || self.resource_names.iter().any(|allowed| allowed == name))
+                    && (self.resource_names.is_empty()
+                        || self.resource_names.iter().any(|allowed| allowed == name))
             }
         }
     }
@@ -289,7 +290,12 @@ mod tests {
         let rbac = rbac();
         let (reader, user) = (UserInfo::new("r", ["readers"]), UserInfo::new("u", ["g"]));
         let resource = |group, resource, subresource, namespace, name| Action::Resource {
-            group, resource, subresource, namespace, name, fields: &[],
+            group,
+            resource,
+            subresource,
+            namespace,
+            name,
+            fields: &[],
         };
         let cases = [
             (&reader, "get", resource("", "pods", "", "x", "p"), true),

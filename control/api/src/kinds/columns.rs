@@ -38,8 +38,13 @@ const fn count(name: &'static str, cell: fn(&Value, Timestamp) -> Value) -> Colu
 }
 
 /// Every kind's first column.
-pub const NAME: Column =
-    Column { name: "Name", type_: "string", format: "name", priority: Priority::Always, cell: |o, _| json!(name(o)) };
+pub const NAME: Column = Column {
+    name: "Name",
+    type_: "string",
+    format: "name",
+    priority: Priority::Always,
+    cell: |o, _| json!(name(o)),
+};
 
 pub const AGE: Column = text_column("Age", |o, now| json!(age(text(o, "/metadata/creationTimestamp"), now)));
 
@@ -232,8 +237,9 @@ fn or_unknown(text: &str) -> &str {
 }
 
 fn pairs(labels: &Value) -> String {
-    let pairs: Vec<String> =
-        entries(labels, "").map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default())).collect();
+    let pairs: Vec<String> = entries(labels, "")
+        .map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default()))
+        .collect();
     pairs.join(",")
 }
 
@@ -384,7 +390,8 @@ impl PodSummary {
             restarts: 0,
             last_restart: String::new(),
         };
-        let gated = |c: &&Value| text(c, "/type") == "PodScheduled" && text(c, "/reason") == "SchedulingGated";
+        let gated =
+            |c: &&Value| text(c, "/type") == "PodScheduled" && text(c, "/reason") == "SchedulingGated";
         if list(pod, "/status/conditions").iter().any(|c| gated(&c)) {
             summary.reason = "SchedulingGated".to_owned();
         }
@@ -462,8 +469,17 @@ mod tests {
     #[test]
     fn durations_read_as_kubectl_writes_them() {
         let cases = [
-            (0, "0s"), (119, "119s"), (120, "2m"), (125, "2m5s"), (600, "10m"), (3 * 3600, "3h"), (3 * 3600 + 60, "3h1m"),
-            (9 * 3600, "9h"), (49 * 3600, "2d1h"), (30 * 86400, "30d"), (800 * 86400, "2y70d"),
+            (0, "0s"),
+            (119, "119s"),
+            (120, "2m"),
+            (125, "2m5s"),
+            (600, "10m"),
+            (3 * 3600, "3h"),
+            (3 * 3600 + 60, "3h1m"),
+            (9 * 3600, "9h"),
+            (49 * 3600, "2d1h"),
+            (30 * 86400, "30d"),
+            (800 * 86400, "2y70d"),
         ];
         for (seconds, want) in cases {
             assert_eq!(human_duration(seconds), want);
@@ -475,9 +491,27 @@ mod tests {
         let pod = |status: Value| json!({"spec": {"containers": [{"name": "a"}]}, "status": status});
         let cases = [
             (pod(json!({"phase": "Pending"})), "0/1", "Pending"),
-            (pod(json!({"phase": "Running", "containerStatuses": [{"ready": true, "state": {"running": {}}}]})), "1/1", "Running"),
-            (pod(json!({"phase": "Pending", "containerStatuses": [{"state": {"waiting": {"reason": "ErrImagePull"}}}]})), "0/1", "ErrImagePull"),
-            (pod(json!({"phase": "Failed", "containerStatuses": [{"state": {"terminated": {"exitCode": 3}}}]})), "0/1", "ExitCode:3"),
+            (
+                pod(
+                    json!({"phase": "Running", "containerStatuses": [{"ready": true, "state": {"running": {}}}]}),
+                ),
+                "1/1",
+                "Running",
+            ),
+            (
+                pod(
+                    json!({"phase": "Pending", "containerStatuses": [{"state": {"waiting": {"reason": "ErrImagePull"}}}]}),
+                ),
+                "0/1",
+                "ErrImagePull",
+            ),
+            (
+                pod(
+                    json!({"phase": "Failed", "containerStatuses": [{"state": {"terminated": {"exitCode": 3}}}]}),
+                ),
+                "0/1",
+                "ExitCode:3",
+            ),
         ];
         for (pod, ready, reason) in cases {
             let summary = PodSummary::of(&pod);

@@ -47,7 +47,11 @@ impl Strategy for ConfigMap {
         check_data(new, "binaryData", &mut total, errors);
         for (key, _) in entries(new, "/binaryData") {
             if entries(new, "/data").any(|(other, _)| other == key) {
-                errors.push(FieldError::invalid(format!("data[{key}]"), key, "duplicate of key present in binaryData"));
+                errors.push(FieldError::invalid(
+                    format!("data[{key}]"),
+                    key,
+                    "duplicate of key present in binaryData",
+                ));
             }
         }
         if total > DATA_MAX {
@@ -89,7 +93,11 @@ impl Strategy for Secret {
         check_data(new, "data", &mut total, errors);
         for (key, value) in entries(new, "/data") {
             if STANDARD.decode(value.as_str().unwrap_or_default()).is_err() {
-                errors.push(FieldError::invalid(format!("data[{key}]"), "<secret contents redacted>", "must be base64"));
+                errors.push(FieldError::invalid(
+                    format!("data[{key}]"),
+                    "<secret contents redacted>",
+                    "must be base64",
+                ));
             }
         }
         if total > DATA_MAX {

@@ -18,7 +18,9 @@ impl Strategy for Deployment {
         pod_spec::template(&new["spec"]["template"], "spec.template", Some("Always"), errors);
         one_of(new, "/spec/strategy/type", "spec.strategy.type", &["Recreate", "RollingUpdate"], errors);
         let strategy = &new["spec"]["strategy"];
-        if text(strategy, "/type") == "Recreate" && strategy.get("rollingUpdate").is_some_and(|rolling| !rolling.is_null()) {
+        if text(strategy, "/type") == "Recreate"
+            && strategy.get("rollingUpdate").is_some_and(|rolling| !rolling.is_null())
+        {
             errors.push(FieldError::forbidden(
                 "spec.strategy.rollingUpdate",
                 "may not be specified when strategy `type` is 'Recreate'",
@@ -65,7 +67,11 @@ fn int_or_percent(value: Option<&Value>, field: &str, errors: &mut Vec<FieldErro
     let field = format!("spec.strategy.rollingUpdate.{field}");
     match value {
         Some(Value::Number(number)) if number.as_i64().is_some_and(|number| number < 0) => {
-            errors.push(FieldError::invalid(field, number.as_i64().unwrap_or(0), "must be greater than or equal to 0"));
+            errors.push(FieldError::invalid(
+                field,
+                number.as_i64().unwrap_or(0),
+                "must be greater than or equal to 0",
+            ));
         }
         Some(Value::String(percent)) => {
             let number = percent.strip_suffix('%').and_then(|digits| digits.parse::<u32>().ok());

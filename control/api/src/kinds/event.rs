@@ -28,7 +28,11 @@ impl Strategy for Event {
         // Events about cluster-wide objects are in the default namespace, or in the system's.
         let fits = involved == own || (involved.is_empty() && matches!(own, "default" | "kube-system"));
         if !fits {
-            errors.push(FieldError::invalid("involvedObject.namespace", involved, "does not match event.namespace"));
+            errors.push(FieldError::invalid(
+                "involvedObject.namespace",
+                involved,
+                "does not match event.namespace",
+            ));
         }
     }
 

@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::status::FieldError;
-use crate::schema::{Schema, Type};
-use crate::validate;
 use crate::Error;
+use crate::schema::{Schema, Type};
+use crate::status::FieldError;
+use crate::validate;
 
 pub mod columns;
 mod config;
@@ -161,7 +161,11 @@ impl Kind {
 
     /// `apps/v1`, or `v1` for the core group.
     pub fn api_version(&self) -> String {
-        if self.group.is_empty() { self.version.to_string() } else { format!("{}/{}", self.group, self.version) }
+        if self.group.is_empty() {
+            self.version.to_string()
+        } else {
+            format!("{}/{}", self.group, self.version)
+        }
     }
 
     /// What the keys of all its objects start with.

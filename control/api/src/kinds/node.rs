@@ -23,7 +23,13 @@ impl Strategy for Node {
             if effect.is_empty() {
                 errors.push(FieldError::required(format!("{at}.effect"), ""));
             }
-            one_of(taint, "/effect", &format!("{at}.effect"), &["NoSchedule", "PreferNoSchedule", "NoExecute"], errors);
+            one_of(
+                taint,
+                "/effect",
+                &format!("{at}.effect"),
+                &["NoSchedule", "PreferNoSchedule", "NoExecute"],
+                errors,
+            );
             if seen.contains(&(key, effect)) {
                 errors.push(FieldError::duplicate(at, taint.clone()));
             }

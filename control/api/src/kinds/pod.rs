@@ -86,7 +86,8 @@ impl Strategy for Pod {
         {
             restore(&mut ours, theirs, "terminationGracePeriodSeconds");
         }
-        if list(&ours, "/schedulingGates").iter().all(|gate| list(theirs, "/schedulingGates").contains(gate)) {
+        if list(&ours, "/schedulingGates").iter().all(|gate| list(theirs, "/schedulingGates").contains(gate))
+        {
             restore(&mut ours, theirs, "schedulingGates");
         }
         if ours != *theirs {
@@ -95,7 +96,9 @@ impl Strategy for Pod {
     }
 
     fn grace(&self, pod: &Value, asked: Option<i64>) -> Option<i64> {
-        if text(pod, "/spec/nodeName").is_empty() || matches!(text(pod, "/status/phase"), "Succeeded" | "Failed") {
+        if text(pod, "/spec/nodeName").is_empty()
+            || matches!(text(pod, "/status/phase"), "Succeeded" | "Failed")
+        {
             return Some(0);
         }
         let grace = asked.or_else(|| number(pod, "/spec/terminationGracePeriodSeconds")).unwrap_or(30);
@@ -109,7 +112,8 @@ impl Strategy for Pod {
 
 /// Guaranteed, Burstable or BestEffort, by the requests and limits of cpu and memory.
 fn qos_class(pod: &Value) -> &'static str {
-    let containers: Vec<&Value> = list(pod, "/spec/containers").iter().chain(list(pod, "/spec/initContainers")).collect();
+    let containers: Vec<&Value> =
+        list(pod, "/spec/containers").iter().chain(list(pod, "/spec/initContainers")).collect();
     let amount = |container: &Value, what: &str, resource: &str| -> Option<Quantity> {
         let found = entries(container, &format!("/resources/{what}")).find(|(name, _)| *name == resource)?;
         found.1.as_str()?.parse().ok().filter(|quantity: &Quantity| !quantity.is_zero())
@@ -118,7 +122,8 @@ fn qos_class(pod: &Value) -> &'static str {
     let mut guaranteed = true;
     for container in containers {
         for resource in ["cpu", "memory"] {
-            let (request, limit) = (amount(container, "requests", resource), amount(container, "limits", resource));
+            let (request, limit) =
+                (amount(container, "requests", resource), amount(container, "limits", resource));
             any |= request.is_some() || limit.is_some();
             guaranteed &= match (&request, &limit) {
                 (Some(request), Some(limit)) => request == limit,

@@ -6,7 +6,9 @@ use serde_json::Value;
 
 use crate::object::{entries, list, number, text};
 use crate::status::FieldError;
-use crate::validate::{annotations, at_least, config_key, dns_label, dns_subdomain, labels, one_of, port_name, quantity};
+use crate::validate::{
+    annotations, at_least, config_key, dns_label, dns_subdomain, labels, one_of, port_name, quantity,
+};
 
 type Errors = Vec<FieldError>;
 
@@ -46,7 +48,13 @@ pub fn validate(spec: &Value, field: &str, errors: &mut Errors) {
             self::container(container, &at, &volumes, kind == "initContainers", errors);
         }
     }
-    one_of(spec, "/restartPolicy", &format!("{field}.restartPolicy"), &["Always", "OnFailure", "Never"], errors);
+    one_of(
+        spec,
+        "/restartPolicy",
+        &format!("{field}.restartPolicy"),
+        &["Always", "OnFailure", "Never"],
+        errors,
+    );
     one_of(
         spec,
         "/dnsPolicy",
@@ -54,7 +62,13 @@ pub fn validate(spec: &Value, field: &str, errors: &mut Errors) {
         &["ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"],
         errors,
     );
-    at_least(spec, "/terminationGracePeriodSeconds", &format!("{field}.terminationGracePeriodSeconds"), 0, errors);
+    at_least(
+        spec,
+        "/terminationGracePeriodSeconds",
+        &format!("{field}.terminationGracePeriodSeconds"),
+        0,
+        errors,
+    );
     if let Some(seconds) = number(spec, "/activeDeadlineSeconds")
         && !(1..=i64::from(i32::MAX)).contains(&seconds)
     {
@@ -105,12 +119,15 @@ fn volumes(spec: &Value, field: &str, errors: &mut Errors) -> BTreeSet<String> {
         if !name.is_empty() && !names.insert(name.to_owned()) {
             errors.push(FieldError::duplicate(format!("{at}.name"), name));
         }
-        let sources: Vec<(&str, &Value)> = entries(volume, "").filter(|(key, value)| *key != "name" && !value.is_null()).collect();
+        let sources: Vec<(&str, &Value)> =
+            entries(volume, "").filter(|(key, value)| *key != "name" && !value.is_null()).collect();
         match sources.as_slice() {
             [] => errors.push(FieldError::required(at, "must specify a volume type")),
             [(source, value)] => volume_source(source, value, &at, errors),
-            [_, (second, _), ..] => errors
-                .push(FieldError::forbidden(format!("{at}.{second}"), "may not specify more than 1 volume type")),
+            [_, (second, _), ..] => errors.push(FieldError::forbidden(
+                format!("{at}.{second}"),
+                "may not specify more than 1 volume type",
+            )),
         }
     }
     names
@@ -129,7 +146,11 @@ fn volume_source(source: &str, value: &Value, at: &str, errors: &mut Errors) {
         "hostPath" => {
             required("/path", "path", errors);
             if text(value, "/path").split('/').any(|part| part == "..") {
-                errors.push(FieldError::invalid(format!("{at}.hostPath.path"), text(value, "/path"), "must not contain '..'"));
+                errors.push(FieldError::invalid(
+                    format!("{at}.hostPath.path"),
+                    text(value, "/path"),
+                    "must not contain '..'",
+                ));
             }
         }
         "emptyDir" => {
@@ -177,9 +198,19 @@ fn container(container: &Value, at: &str, volumes: &BTreeSet<String>, init: bool
     if image.is_empty() {
         errors.push(FieldError::required(format!("{at}.image"), ""));
     } else if image.trim() != image {
-        errors.push(FieldError::invalid(format!("{at}.image"), image, "must not have leading or trailing whitespace"));
+        errors.push(FieldError::invalid(
+            format!("{at}.image"),
+            image,
+            "must not have leading or trailing whitespace",
+        ));
     }
-    one_of(container, "/imagePullPolicy", &format!("{at}.imagePullPolicy"), &["Always", "IfNotPresent", "Never"], errors);
+    one_of(
+        container,
+        "/imagePullPolicy",
+        &format!("{at}.imagePullPolicy"),
+        &["Always", "IfNotPresent", "Never"],
+        errors,
+    );
     one_of(
         container,
         "/terminationMessagePolicy",
@@ -188,7 +219,13 @@ fn container(container: &Value, at: &str, volumes: &BTreeSet<String>, init: bool
         errors,
     );
     if init {
-        one_of(container, "/restartPolicy", &format!("{at}.restartPolicy"), &["Always", "OnFailure", "Never"], errors);
+        one_of(
+            container,
+            "/restartPolicy",
+            &format!("{at}.restartPolicy"),
+            &["Always", "OnFailure", "Never"],
+            errors,
+        );
     }
     ports(container, at, errors);
     environment(container, at, errors);
@@ -221,7 +258,12 @@ fn container(container: &Value, at: &str, volumes: &BTreeSet<String>, init: bool
     }
     for hook in ["postStart", "preStop"] {
         if let Some(value) = container.pointer(&format!("/lifecycle/{hook}")) {
-            handler(value, &format!("{at}.lifecycle.{hook}"), &["exec", "httpGet", "tcpSocket", "sleep"], errors);
+            handler(
+                value,
+                &format!("{at}.lifecycle.{hook}"),
+                &["exec", "httpGet", "tcpSocket", "sleep"],
+                errors,
+            );
         }
     }
 }
@@ -271,7 +313,11 @@ fn environment(container: &Value, at: &str, errors: &mut Errors) {
         let Some(from) = env.get("valueFrom").filter(|from| !from.is_null()) else { continue };
         let at = format!("{at}.valueFrom");
         if !text(env, "/value").is_empty() {
-            errors.push(FieldError::invalid(at.as_str(), "", "may not be specified when `value` is not empty"));
+            errors.push(FieldError::invalid(
+                at.as_str(),
+                "",
+                "may not be specified when `value` is not empty",
+            ));
         }
         let sources: Vec<(&str, &Value)> = entries(from, "").filter(|(_, value)| !value.is_null()).collect();
         match sources.as_slice() {
@@ -289,23 +335,38 @@ fn environment(container: &Value, at: &str, errors: &mut Errors) {
                 }
             }
             [(source, value)] => {
-                let (pointer, name) =
-                    if *source == "fieldRef" { ("/fieldPath", "fieldPath") } else { ("/resource", "resource") };
+                let (pointer, name) = if *source == "fieldRef" {
+                    ("/fieldPath", "fieldPath")
+                } else {
+                    ("/resource", "resource")
+                };
                 if text(value, pointer).is_empty() {
                     errors.push(FieldError::required(format!("{at}.{source}.{name}"), ""));
                 }
             }
-            _ => errors.push(FieldError::invalid(at, "", "may not have more than one field specified at a time")),
+            _ => errors.push(FieldError::invalid(
+                at,
+                "",
+                "may not have more than one field specified at a time",
+            )),
         }
     }
     for (n, from) in list(container, "/envFrom").iter().enumerate() {
         let at = format!("{at}.envFrom[{n}]");
         match (from.get("configMapRef"), from.get("secretRef")) {
             (None, None) => {
-                errors.push(FieldError::invalid(at, "", "must specify one of: `configMapRef` or `secretRef`"));
+                errors.push(FieldError::invalid(
+                    at,
+                    "",
+                    "must specify one of: `configMapRef` or `secretRef`",
+                ));
             }
             (Some(_), Some(_)) => {
-                errors.push(FieldError::invalid(at, "", "may not have more than one field specified at a time"));
+                errors.push(FieldError::invalid(
+                    at,
+                    "",
+                    "may not have more than one field specified at a time",
+                ));
             }
             _ => {}
         }
@@ -333,9 +394,13 @@ fn resources(container: &Value, at: &str, errors: &mut Errors) {
 
 fn probe(probe: &Value, at: &str, which: &str, errors: &mut Errors) {
     handler(probe, at, &["exec", "httpGet", "tcpSocket", "grpc"], errors);
-    for (field, least) in
-        [("initialDelaySeconds", 0), ("timeoutSeconds", 0), ("periodSeconds", 0), ("successThreshold", 0), ("failureThreshold", 0)]
-    {
+    for (field, least) in [
+        ("initialDelaySeconds", 0),
+        ("timeoutSeconds", 0),
+        ("periodSeconds", 0),
+        ("successThreshold", 0),
+        ("failureThreshold", 0),
+    ] {
         at_least(probe, &format!("/{field}"), &format!("{at}.{field}"), least, errors);
     }
     if which != "readinessProbe"
@@ -346,7 +411,8 @@ fn probe(probe: &Value, at: &str, which: &str, errors: &mut Errors) {
 }
 
 fn handler(value: &Value, at: &str, known: &[&str], errors: &mut Errors) {
-    let given: Vec<&str> = known.iter().filter(|handler| value.get(**handler).is_some_and(|h| !h.is_null())).copied().collect();
+    let given: Vec<&str> =
+        known.iter().filter(|handler| value.get(**handler).is_some_and(|h| !h.is_null())).copied().collect();
     match given.as_slice() {
         [] => errors.push(FieldError::required(at, "must specify a handler type")),
         [one] => {
@@ -358,7 +424,11 @@ fn handler(value: &Value, at: &str, known: &[&str], errors: &mut Errors) {
                     }
                     Some(Value::String(name)) => {
                         if let Err(problem) = port_name(name) {
-                            errors.push(FieldError::invalid(format!("{at}.{one}.port"), name.as_str(), problem));
+                            errors.push(FieldError::invalid(
+                                format!("{at}.{one}.port"),
+                                name.as_str(),
+                                problem,
+                            ));
                         }
                     }
                     _ => errors.push(FieldError::required(format!("{at}.{one}.port"), "")),
@@ -369,7 +439,10 @@ fn handler(value: &Value, at: &str, known: &[&str], errors: &mut Errors) {
             }
         }
         [_, second, ..] => {
-            errors.push(FieldError::forbidden(format!("{at}.{second}"), "may not specify more than 1 handler type"));
+            errors.push(FieldError::forbidden(
+                format!("{at}.{second}"),
+                "may not specify more than 1 handler type",
+            ));
         }
     }
 }
@@ -377,9 +450,16 @@ fn handler(value: &Value, at: &str, known: &[&str], errors: &mut Errors) {
 fn tolerations(spec: &Value, field: &str, errors: &mut Errors) {
     for (n, toleration) in list(spec, "/tolerations").iter().enumerate() {
         let at = format!("{field}.tolerations[{n}]");
-        let (key, operator, effect) = (text(toleration, "/key"), text(toleration, "/operator"), text(toleration, "/effect"));
+        let (key, operator, effect) =
+            (text(toleration, "/key"), text(toleration, "/operator"), text(toleration, "/effect"));
         one_of(toleration, "/operator", &format!("{at}.operator"), &["Equal", "Exists", "Gt", "Lt"], errors);
-        one_of(toleration, "/effect", &format!("{at}.effect"), &["NoSchedule", "PreferNoSchedule", "NoExecute"], errors);
+        one_of(
+            toleration,
+            "/effect",
+            &format!("{at}.effect"),
+            &["NoSchedule", "PreferNoSchedule", "NoExecute"],
+            errors,
+        );
         if key.is_empty() && operator != "Exists" {
             errors.push(FieldError::invalid(
                 format!("{at}.operator"),

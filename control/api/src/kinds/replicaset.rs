@@ -42,9 +42,9 @@ pub fn selector(workload: &Value, errors: &mut Vec<FieldError>) {
     }
     let typed: Result<k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector, _> =
         serde_json::from_value(selector.clone());
-    let parsed = typed.map_err(|error| error.to_string()).and_then(|typed| {
-        LabelSelector::try_from(&typed).map_err(|error| error.to_string())
-    });
+    let parsed = typed
+        .map_err(|error| error.to_string())
+        .and_then(|typed| LabelSelector::try_from(&typed).map_err(|error| error.to_string()));
     match parsed {
         Err(problem) => errors.push(FieldError::invalid("spec.selector", selector.clone(), problem)),
         Ok(parsed) => {

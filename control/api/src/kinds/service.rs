@@ -64,7 +64,11 @@ impl Strategy for Service {
             }
             let value = number(port, "/port").unwrap_or(0);
             if !(1..=65535).contains(&value) {
-                errors.push(FieldError::invalid(format!("{at}.port"), value, "must be between 1 and 65535, inclusive"));
+                errors.push(FieldError::invalid(
+                    format!("{at}.port"),
+                    value,
+                    "must be between 1 and 65535, inclusive",
+                ));
             } else if !numbers.insert((protocol, value)) {
                 errors.push(FieldError::duplicate(at.clone(), port.clone()));
             }
@@ -79,7 +83,11 @@ impl Strategy for Service {
                 }
                 Some(Value::String(target)) => {
                     if let Err(problem) = port_name(target) {
-                        errors.push(FieldError::invalid(format!("{at}.targetPort"), target.as_str(), problem));
+                        errors.push(FieldError::invalid(
+                            format!("{at}.targetPort"),
+                            target.as_str(),
+                            problem,
+                        ));
                     }
                 }
                 _ => {}

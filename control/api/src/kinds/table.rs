@@ -1,7 +1,10 @@
 //! The built-in kinds.
 
 use super::Subresource::{Binding, Eviction, Finalize, Log, PortForward, Scale, Status};
-use super::{Kind, columns, config, deployment, event, lease, namespace, node, pod, rbac, replicaset, runtimeclass, service};
+use super::{
+    Kind, columns, config, deployment, event, lease, namespace, node, pod, rbac, replicaset, runtimeclass,
+    service,
+};
 
 const RBAC: &str = "rbac.authorization.k8s.io";
 

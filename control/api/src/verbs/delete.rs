@@ -38,7 +38,7 @@ struct Preconditions {
 /// What a delete did.
 pub enum Deleted {
     /// The object is gone.
-    Now { name: String, uid: String, value: Bytes, revision: Revision },
+    Now { name: String, uid: String },
     /// It lives on until its grace is over and its finalizers are gone.
     Later { value: Bytes, revision: Revision },
 }
@@ -95,7 +95,7 @@ impl Call {
         };
         let name = self.path.name.clone();
         match self.delete_one(&name, &options).await? {
-            Deleted::Now { name, uid, .. } => {
+            Deleted::Now { name, uid } => {
                 Ok(json_response(200, Status::deleted(&self.kind, &name, &uid).to_json().to_string()))
             }
             Deleted::Later { value, revision } => {
@@ -121,7 +121,12 @@ impl Call {
     }
 
     /// Deletes as a subresource asks, for example an eviction.
-    pub async fn delete_with_grace(&mut self, grace: Option<i64>, uid: Option<String>, dry: bool) -> Result<Deleted> {
+    pub async fn delete_with_grace(
+        &mut self,
+        grace: Option<i64>,
+        uid: Option<String>,
+        dry: bool,
+    ) -> Result<Deleted> {
         let options = Options {
             grace_period_seconds: grace,
             preconditions: uid.map(|uid| Preconditions { uid: Some(uid), resource_version: None }),
@@ -141,8 +146,7 @@ impl Call {
             };
             let mut object = encode::decoded(&stored.value, stored.revision).map_err(Status::internal)?;
             self.check_preconditions(name, &object, options)?;
-            let mut warnings = Vec::new();
-            self.admit(Operation::Delete, None, name, &mut object, None, &mut warnings)?;
+            self.admit(Operation::Delete, None, name, &mut object, None)?;
             let before = object.clone();
             let gone = self.mark_deleted(&mut object, options);
             if !gone && object == before {
@@ -151,7 +155,7 @@ impl Call {
             let value = encode::stored(&object);
             let uid = object::uid(&object).to_owned();
             let done = |revision| match gone {
-                true => Deleted::Now { name: name.to_owned(), uid: uid.clone(), value: value.clone(), revision },
+                true => Deleted::Now { name: name.to_owned(), uid: uid.clone() },
                 false => Deleted::Later { value: value.clone(), revision },
             };
             if dry {
@@ -182,8 +186,9 @@ impl Call {
             if let Some(wanted) = wanted
                 && wanted != found
             {
-                let why =
-                    format!("Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {found}");
+                let why = format!(
+                    "Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {found}"
+                );
                 return Err(Status::conflict(&self.kind, name, &why));
             }
         }
@@ -199,7 +204,11 @@ impl Call {
         let present = number(object, "/metadata/deletionGracePeriodSeconds");
         // A second delete may only shorten the first's grace.
         let grace = match (was_terminating, present, grace) {
-            (true, Some(present), Some(asked)) if options.grace_period_seconds.is_none() || asked >= present => present,
+            (true, Some(present), Some(asked))
+                if options.grace_period_seconds.is_none() || asked >= present =>
+            {
+                present
+            }
             (_, _, Some(asked)) => asked,
             (true, Some(present), None) => present,
             (_, _, None) => 0,
@@ -233,8 +242,11 @@ fn set_propagation(object: &mut Value, options: &Options) {
         (Some(_), _) | (None, Some(false)) => None,
         (None, None) => return, // what the object says already
     };
-    let mut kept: Vec<Value> =
-        finalizers(object).iter().filter(|f| !matches!(f.as_str(), Some(ORPHAN | FOREGROUND))).cloned().collect();
+    let mut kept: Vec<Value> = finalizers(object)
+        .iter()
+        .filter(|f| !matches!(f.as_str(), Some(ORPHAN | FOREGROUND)))
+        .cloned()
+        .collect();
     kept.extend(wanted.map(Value::from));
     match kept.is_empty() {
         true => metadata(object).remove("finalizers"),

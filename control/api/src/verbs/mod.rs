@@ -86,7 +86,10 @@ impl Call {
         };
         let manager = match self.query.text("fieldManager") {
             Some(name) if name.len() > MANAGER_MAX => {
-                return Err(options_invalid(crate::status::FieldError::too_long("fieldManager", MANAGER_MAX)));
+                return Err(options_invalid(crate::status::FieldError::too_long(
+                    "fieldManager",
+                    MANAGER_MAX,
+                )));
             }
             Some(name) if !name.chars().all(|c| !c.is_control()) => {
                 return Err(options_invalid(crate::status::FieldError::invalid(
@@ -103,7 +106,8 @@ impl Call {
 
     /// The product name of the user agent: `kubectl` of `kubectl/v1.36.0 (linux/amd64)`.
     fn default_manager(&self) -> String {
-        let agent = self.headers.get(header::USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or_default();
+        let agent =
+            self.headers.get(header::USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or_default();
         let name: String = agent.split('/').next().unwrap_or_default().chars().take(MANAGER_MAX).collect();
         match name.trim() {
             // In-process clients send no user agent; their user tells as much.
@@ -138,7 +142,11 @@ pub fn dry_run<'a>(values: impl Iterator<Item = &'a str>) -> Result<bool> {
             "" => {}
             "All" => dry_run = true,
             other => {
-                return Err(options_invalid(crate::status::FieldError::not_supported("dryRun", other, &["All"])));
+                return Err(options_invalid(crate::status::FieldError::not_supported(
+                    "dryRun",
+                    other,
+                    &["All"],
+                )));
             }
         }
     }
@@ -152,9 +160,9 @@ fn options_invalid(error: crate::status::FieldError) -> Status {
 /// What a failure of the store means to the client.
 pub fn store_failed(error: StoreError) -> Status {
     match error {
-        StoreError::Compacted { asked, oldest } => {
-            Status::expired(format!("The resourceVersion for the provided list is too old: {asked} ({oldest})"))
-        }
+        StoreError::Compacted { asked, oldest } => Status::expired(format!(
+            "The resourceVersion for the provided list is too old: {asked} ({oldest})"
+        )),
         StoreError::Future { asked, newest } => Status::too_large_resource_version(asked.0, newest.0),
         StoreError::Lagged { at } => Status::expired(format!("too old resource version: {at}")),
         StoreError::Closed => Status::unavailable("the server is shutting down"),

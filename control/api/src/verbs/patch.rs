@@ -19,7 +19,8 @@ const ACCEPTED: &str = "application/json-patch+json, application/merge-patch+jso
 impl Call {
     pub async fn patch(&mut self, body: Bytes, subresource: Option<Subresource>) -> Result<Response<Body>> {
         let form = self.form()?;
-        let type_ = self.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let type_ =
+            self.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let type_ = type_.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
         if type_ == "application/apply-patch+yaml" {
             return self.apply(body, subresource).await;
@@ -42,7 +43,8 @@ impl Call {
             }
             _ => return Err(Status::unsupported_media(ACCEPTED)),
         };
-        let change = Change { options: &options, subresource, missing: Missing::NotFound, track: Track::Update };
+        let change =
+            Change { options: &options, subresource, missing: Missing::NotFound, track: Track::Update };
         let validation = options.validation;
         let written = self
             .change(change, |old, warnings| {
@@ -53,12 +55,13 @@ impl Call {
                         patch::json_patch(&mut new, &body).map_err(patch_failed)?;
                     }
                     "application/merge-patch+json" => patch::merge_patch(&mut new, &parsed),
-                    _ => patch::strategic_merge(&mut new, parsed.clone(), ty)
-                        .map_err(patch_failed)?,
+                    _ => patch::strategic_merge(&mut new, parsed.clone(), ty).map_err(patch_failed)?,
                 }
                 for field in ["apiVersion", "kind"] {
                     if new.get(field) != old.get(field) {
-                        return Err(Status::bad_request(format!("the {field} of an object cannot be changed by a patch")));
+                        return Err(Status::bad_request(format!(
+                            "the {field} of an object cannot be changed by a patch"
+                        )));
                     }
                 }
                 let (new, more) = schema::decode_value(new, ty, validation)
@@ -81,7 +84,11 @@ impl Call {
         let ty = self.kind.ty();
         let mut config =
             schema::decode_applied(&body, ty).map_err(|error| Status::bad_request(error.for_kind(ty)))?;
-        if config.pointer("/metadata/managedFields").and_then(Value::as_array).is_some_and(|fields| !fields.is_empty()) {
+        if config
+            .pointer("/metadata/managedFields")
+            .and_then(Value::as_array)
+            .is_some_and(|fields| !fields.is_empty())
+        {
             return Err(Status::bad_request("metadata.managedFields must be nil"));
         }
         self.check_identity(&mut config)?;
@@ -130,7 +137,7 @@ fn apply_failed(error: ApplyError) -> Status {
                 .into_iter()
                 .map(|conflict| Cause {
                     reason: "FieldManagerConflict",
-                    message: format!("conflict with {}", conflict.manager),
+                    message: conflict.message(),
                     field: conflict.field,
                 })
                 .collect();

@@ -36,7 +36,8 @@ impl Token {
 
     fn decode(text: &str) -> Result<Self> {
         let bad = |why: &str| Status::bad_request(format!("continue key is not valid: {why}"));
-        let bytes = STANDARD_NO_PAD.decode(text.trim_end_matches('=')).map_err(|error| bad(&error.to_string()))?;
+        let bytes =
+            STANDARD_NO_PAD.decode(text.trim_end_matches('=')).map_err(|error| bad(&error.to_string()))?;
         let mut token: Self = serde_json::from_slice(&bytes).map_err(|error| bad(&error.to_string()))?;
         if token.v != TOKEN_VERSION {
             return Err(bad("server does not recognize this encoded version"));
@@ -63,7 +64,12 @@ pub fn wanted(call: &Call, limit: usize) -> Result<Wanted> {
     let revision = call.query.text("resourceVersion");
     let matching = call.query.text("resourceVersionMatch");
     let forbidden = |why: &str| {
-        Err(Status::invalid("meta.k8s.io", "ListOptions", "", vec![FieldError::forbidden("resourceVersionMatch", why)]))
+        Err(Status::invalid(
+            "meta.k8s.io",
+            "ListOptions",
+            "",
+            vec![FieldError::forbidden("resourceVersionMatch", why)],
+        ))
     };
     let Some(text) = revision else {
         return match matching {
@@ -91,7 +97,9 @@ pub fn wanted(call: &Call, limit: usize) -> Result<Wanted> {
 
 pub fn parse_revision(text: &str) -> Result<Revision> {
     text.parse().map(Revision).map_err(|_| {
-        Status::bad_request(format!("invalid resource version: strconv.ParseUint: parsing {text:?}: invalid syntax"))
+        Status::bad_request(format!(
+            "invalid resource version: strconv.ParseUint: parsing {text:?}: invalid syntax"
+        ))
     })
 }
 

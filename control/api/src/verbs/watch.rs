@@ -99,7 +99,9 @@ impl Call {
                 ));
             }
         }
-        if let Some(revision) = revision.filter(|revision| revision.0 > 0 && *revision > self.storage().revision()) {
+        if let Some(revision) =
+            revision.filter(|revision| revision.0 > 0 && *revision > self.storage().revision())
+        {
             self.reach(revision).await?;
         }
         let with_state = send_initial.unwrap_or(revision.is_none_or(|revision| revision.0 == 0));
@@ -161,7 +163,14 @@ impl Feed {
             }
             if let Some(object) = self.initial.next() {
                 let first = std::mem::take(&mut self.first);
-                return Some(represent::event(self.form, &self.kind, "ADDED", &object.value, object.revision, first));
+                return Some(represent::event(
+                    self.form,
+                    &self.kind,
+                    "ADDED",
+                    &object.value,
+                    object.revision,
+                    first,
+                ));
             }
             if let Some(revision) = self.initial_end.take() {
                 return Some(self.bookmark(revision, true));
@@ -197,7 +206,9 @@ impl Feed {
                 Err(error) => {
                     self.ended = true;
                     let status = match error {
-                        StoreError::Lagged { at } => Status::expired(format!("too old resource version: {at}")),
+                        StoreError::Lagged { at } => {
+                            Status::expired(format!("too old resource version: {at}"))
+                        }
                         other => store_failed(other),
                     };
                     let line = format!("{}\n", json!({"type": "ERROR", "object": status.to_json()}));

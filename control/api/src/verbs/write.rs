@@ -26,8 +26,6 @@ pub struct Written {
     pub value: Bytes,
     pub revision: Revision,
     pub created: bool,
-    /// The write was the last before the object went.
-    pub deleted: bool,
 }
 
 /// Where the body comes from, for [`Call::change`].
@@ -41,8 +39,10 @@ pub enum Missing {
 impl Call {
     /// What a body's `Content-Type` says it is.
     pub fn body_format(&self) -> Result<Format> {
-        let type_ = self.headers.get(header::CONTENT_TYPE).map_or(Ok("application/json"), |value| value.to_str());
-        let type_ = type_.unwrap_or_default().split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+        let type_ =
+            self.headers.get(header::CONTENT_TYPE).map_or(Ok("application/json"), |value| value.to_str());
+        let type_ =
+            type_.unwrap_or_default().split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
         match type_.as_str() {
             "application/json" | "" => Ok(Format::Json),
             "application/yaml" | "application/x-yaml" | "text/yaml" => Ok(Format::Yaml),
@@ -113,25 +113,20 @@ impl Call {
         let generate = text(&object, "/metadata/generateName").to_owned();
         let generated = object::name(&object).is_empty() && !generate.is_empty();
         for attempt in 1.. {
-            let mut warnings = Vec::new();
-            let new = self.prepare_new(object.clone(), options, track, &mut warnings)?;
+            let new = self.prepare_new(object.clone(), options, track)?;
             let key = self.kind.key(&self.path.namespace, object::name(&new));
             let value = encode::stored(&new);
             let taken = if options.dry_run {
                 self.storage().get(key.as_str()).is_some()
             } else {
                 match self.storage().write(Write::create(key, value.clone())).await {
-                    Ok(revision) => {
-                        self.warnings.append(&mut warnings);
-                        return Ok(Written { value, revision, created: true, deleted: false });
-                    }
+                    Ok(revision) => return Ok(Written { value, revision, created: true }),
                     Err(StoreError::Conflict { .. }) => true,
                     Err(error) => return Err(store_failed(error)),
                 }
             };
             if !taken {
-                self.warnings.append(&mut warnings);
-                return Ok(Written { value, revision: Revision(0), created: true, deleted: false });
+                return Ok(Written { value, revision: Revision(0), created: true });
             }
             if !generated || attempt == NAME_ATTEMPTS {
                 return Err(Status::already_exists(&self.kind, object::name(&new)));
@@ -141,13 +136,7 @@ impl Call {
     }
 
     /// Everything that happens to a new object between decoding and the store.
-    fn prepare_new(
-        &self,
-        mut new: Value,
-        options: &WriteOptions,
-        track: Track,
-        warnings: &mut Vec<String>,
-    ) -> Result<Value> {
+    fn prepare_new(&self, mut new: Value, options: &WriteOptions, track: Track) -> Result<Value> {
         let kind = &self.kind;
         if !matches!(text(&new, "/metadata/resourceVersion"), "" | "0") {
             return Err(Status::bad_request("resourceVersion should not be set on objects to be created"));
@@ -161,7 +150,9 @@ impl Call {
             schema::track_update(None, &mut new, kind.ty(), &actor(options, None));
         }
         let meta = metadata(&mut new);
-        for field in ["resourceVersion", "selfLink", "deletionTimestamp", "deletionGracePeriodSeconds", "generation"] {
+        for field in
+            ["resourceVersion", "selfLink", "deletionTimestamp", "deletionGracePeriodSeconds", "generation"]
+        {
             meta.remove(field);
         }
         let prefix = meta.get("generateName").and_then(Value::as_str).unwrap_or_default().to_owned();
@@ -175,7 +166,7 @@ impl Call {
         }
         kind.strategy.prepare_create(&mut new);
         let name = object::name(&new).to_owned();
-        self.admit(Operation::Create, None, &name, &mut new, None, warnings)?;
+        self.admit(Operation::Create, None, &name, &mut new, None)?;
         let mut errors = Vec::new();
         validate::metadata(&new, kind, &mut errors);
         kind.strategy.validate(&new, &mut errors);
@@ -193,7 +184,6 @@ impl Call {
         name: &str,
         object: &mut Value,
         old: Option<&Value>,
-        warnings: &mut Vec<String>,
     ) -> Result<()> {
         let mut request = admission::Request {
             operation,
@@ -204,7 +194,6 @@ impl Call {
             user: &self.user,
             object,
             old,
-            warnings,
         };
         let world = admission::World { storage: self.storage(), kinds: &self.server.kinds };
         admission::admit(&mut request, &world, &self.server.admission_off)
@@ -216,7 +205,9 @@ impl Call {
         let object = self.decode(&body, &options)?;
         let name = object::name(&object);
         if name.is_empty() {
-            return Err(Status::bad_request("the name of the object (based on URL) was undeterminable: name must be provided"));
+            return Err(Status::bad_request(
+                "the name of the object (based on URL) was undeterminable: name must be provided",
+            ));
         }
         if name != self.path.name {
             return Err(Status::bad_request(format!(
@@ -277,11 +268,11 @@ impl Call {
                 );
                 return Err(Status::conflict(&self.kind, &self.path.name, &why));
             }
-            self.prepare_change(&mut new, &old, &change, &mut warnings)?;
+            self.prepare_change(&mut new, &old, &change)?;
             if new == old {
                 self.warnings.append(&mut warnings);
                 let (value, revision) = (stored.value.clone(), stored.revision);
-                return Ok(Written { value, revision, created: false, deleted: false });
+                return Ok(Written { value, revision, created: false });
             }
             let value = encode::stored(&new);
             let gone = terminating(&new)
@@ -290,7 +281,7 @@ impl Call {
                 && object::number(&new, "/metadata/deletionGracePeriodSeconds").unwrap_or(0) == 0;
             if change.options.dry_run {
                 self.warnings.append(&mut warnings);
-                return Ok(Written { value, revision: stored.revision, created: false, deleted: gone });
+                return Ok(Written { value, revision: stored.revision, created: false });
             }
             let write = match gone {
                 true => Write::delete(key.clone(), stored.revision),
@@ -299,7 +290,7 @@ impl Call {
             match self.storage().write(write).await {
                 Ok(revision) => {
                     self.warnings.append(&mut warnings);
-                    return Ok(Written { value, revision, created: false, deleted: gone });
+                    return Ok(Written { value, revision, created: false });
                 }
                 Err(StoreError::Conflict { .. }) => {
                     // Reads are to show what we lost against before we look again.
@@ -312,13 +303,7 @@ impl Call {
     }
 
     /// Everything that happens to a changed object between decoding and the store.
-    fn prepare_change(
-        &self,
-        new: &mut Value,
-        old: &Value,
-        change: &Change<'_>,
-        warnings: &mut Vec<String>,
-    ) -> Result<()> {
+    fn prepare_change(&self, new: &mut Value, old: &Value, change: &Change<'_>) -> Result<()> {
         let kind = &self.kind;
         let meta_old = &old["metadata"];
         {
@@ -333,8 +318,15 @@ impl Call {
         // What only the server writes.
         let meta = metadata(new);
         for field in [
-            "name", "namespace", "uid", "creationTimestamp", "generation", "generateName", "resourceVersion",
-            "deletionTimestamp", "deletionGracePeriodSeconds",
+            "name",
+            "namespace",
+            "uid",
+            "creationTimestamp",
+            "generation",
+            "generateName",
+            "resourceVersion",
+            "deletionTimestamp",
+            "deletionGracePeriodSeconds",
         ] {
             match meta_old.get(field) {
                 Some(value) => meta.insert(field.to_owned(), value.clone()),
@@ -344,8 +336,11 @@ impl Call {
         meta.remove("selfLink");
         match change.subresource {
             Some(Subresource::Status) => {
-                let keys: Vec<String> =
-                    map(new).keys().chain(old.as_object().into_iter().flat_map(|old| old.keys())).cloned().collect();
+                let keys: Vec<String> = map(new)
+                    .keys()
+                    .chain(old.as_object().into_iter().flat_map(|old| old.keys()))
+                    .cloned()
+                    .collect();
                 for key in keys.iter().filter(|key| !matches!(key.as_str(), "metadata" | "status")) {
                     restore(new, old, key);
                 }
@@ -364,9 +359,12 @@ impl Call {
             schema::track_update(Some(old), new, kind.ty(), &actor(change.options, subresource));
         }
         kind.strategy.prepare_update(new, old, change.subresource);
-        self.admit(Operation::Update, change.subresource, &self.path.name, new, Some(old), warnings)?;
+        self.admit(Operation::Update, change.subresource, &self.path.name, new, Some(old))?;
         // A binding is the scheduler's word on a pod, not a new version of what its author wants.
-        if kind.strategy.has_generation() && change.subresource != Some(Subresource::Binding) && differs(new, old) {
+        if kind.strategy.has_generation()
+            && change.subresource != Some(Subresource::Binding)
+            && differs(new, old)
+        {
             let generation = object::number(old, "/metadata/generation").unwrap_or(0) + 1;
             metadata(new).insert("generation".to_owned(), generation.into());
         }

@@ -18,7 +18,6 @@ pub const DEADLINE: Duration = Duration::from_secs(20);
 
 pub struct Harness {
     pub server: ApiServer,
-    pub store: Arc<Redb>,
     pub ca: Ca,
     pub address: SocketAddr,
     stop: CancellationToken,
@@ -43,7 +42,7 @@ impl Harness {
             ..Config::default()
         };
         configure(&mut config);
-        let server = ApiServer::start(config, store.clone()).await.unwrap();
+        let server = ApiServer::start(config, store).await.unwrap();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
@@ -51,15 +50,20 @@ impl Harness {
             let (server, stop) = (server.clone(), stop.clone());
             async move { server.serve(listener, stop).await.unwrap() }
         });
-        Self { server, store, ca, address, stop, serving: Some(serving), _dir: dir }
+        Self { server, ca, address, stop, serving: Some(serving), _dir: dir }
     }
 
     /// A stock client with a client certificate.
     pub fn client(&self, user: &str, groups: &[&str]) -> kube::Client {
         let pair = self.ca.client(user, groups).unwrap();
         let mut config = kube::Config::new(format!("https://{}", self.address).parse().unwrap());
-        config.root_cert =
-            Some(wharf_kit::identity::certificates(self.ca.cert_pem()).unwrap().iter().map(|c| c.to_vec()).collect());
+        config.root_cert = Some(
+            wharf_kit::identity::certificates(self.ca.cert_pem())
+                .unwrap()
+                .iter()
+                .map(|c| c.to_vec())
+                .collect(),
+        );
         use base64::Engine as _;
         let base64 = |text: &str| base64::engine::general_purpose::STANDARD.encode(text);
         config.auth_info.client_certificate_data = Some(base64(&pair.cert_pem));
@@ -74,8 +78,13 @@ impl Harness {
     /// Without a certificate.
     pub fn anonymous(&self) -> kube::Client {
         let mut config = kube::Config::new(format!("https://{}", self.address).parse().unwrap());
-        config.root_cert =
-            Some(wharf_kit::identity::certificates(self.ca.cert_pem()).unwrap().iter().map(|c| c.to_vec()).collect());
+        config.root_cert = Some(
+            wharf_kit::identity::certificates(self.ca.cert_pem())
+                .unwrap()
+                .iter()
+                .map(|c| c.to_vec())
+                .collect(),
+        );
         kube::Client::try_from(config).unwrap()
     }
 
@@ -119,11 +128,11 @@ pub async fn call_as(
 ) -> (u16, Value) {
     let body = body.into();
     let body = if body == b"null" { Vec::new() } else { body };
-    let request = Request::builder().method(method).uri(path).header("content-type", content_type).body(body).unwrap();
+    let request =
+        Request::builder().method(method).uri(path).header("content-type", content_type).body(body).unwrap();
     let response = send(client, request).await;
-    let value = serde_json::from_slice(response.body()).unwrap_or_else(|_| {
-        Value::String(String::from_utf8_lossy(response.body()).into_owned())
-    });
+    let value = serde_json::from_slice(response.body())
+        .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(response.body()).into_owned()));
     (response.status().as_u16(), value)
 }
 
@@ -177,6 +186,10 @@ impl Lines {
     /// The next event as `TYPE name`.
     pub async fn brief(&mut self) -> String {
         let event = self.next().await.expect("the watch goes on");
-        format!("{} {}", event["type"].as_str().unwrap(), event["object"]["metadata"]["name"].as_str().unwrap_or(""))
+        format!(
+            "{} {}",
+            event["type"].as_str().unwrap(),
+            event["object"]["metadata"]["name"].as_str().unwrap_or("")
+        )
     }
 }

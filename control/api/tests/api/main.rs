@@ -1,6 +1,8 @@
 //! The API server as its clients see it: a real server over TLS on 127.0.0.1, redb in a temporary folder, and the
 //! `kube` crate as a stock client.
 
+#![expect(clippy::unwrap_used, reason = "in helpers of tests as in tests")]
+
 mod access;
 mod harness;
 mod input;

@@ -79,7 +79,10 @@ async fn errors_have_kubernetes_words() {
     assert_eq!((code, &status["message"]), (404, &json!("the server could not find the requested resource")));
     // The answer to a delete that is done tells what went.
     let (code, status) = call(&client, "DELETE", &format!("{maps}/x"), json!(null)).await;
-    assert_eq!((code, &status["status"], &status["details"]["kind"]), (200, &json!("Success"), &json!("configmaps")));
+    assert_eq!(
+        (code, &status["status"], &status["details"]["kind"]),
+        (200, &json!("Success"), &json!("configmaps"))
+    );
 }
 
 #[tokio::test]
@@ -125,7 +128,10 @@ async fn finalizers_keep_an_object_until_they_are_gone() {
     // No new ones while it goes.
     let more = json!({"metadata": {"finalizers": ["example.com/hold", "example.com/more"]}});
     let refused = maps.patch("a", &PatchParams::default(), &Patch::Merge(more)).await.unwrap_err();
-    assert!(refused.to_string().contains("no new finalizers can be added if the object is being deleted"), "{refused}");
+    assert!(
+        refused.to_string().contains("no new finalizers can be added if the object is being deleted"),
+        "{refused}"
+    );
     let none = json!({"metadata": {"finalizers": null}});
     maps.patch("a", &PatchParams::default(), &Patch::Merge(none)).await.unwrap();
     assert!(maps.get_opt("a").await.unwrap().is_none());
@@ -139,7 +145,8 @@ async fn propagation_becomes_finalizers() {
         [(DeleteParams::foreground(), "foregroundDeletion"), (DeleteParams::orphan(), "orphan")]
     {
         maps.create(&PostParams::default(), &map("a")).await.unwrap();
-        let marked = maps.delete("a", &params).await.unwrap().left().expect("it waits for the garbage collector");
+        let marked =
+            maps.delete("a", &params).await.unwrap().left().expect("it waits for the garbage collector");
         assert_eq!(marked.metadata.finalizers, Some(vec![finalizer.to_owned()]));
         // Asking for the background takes the wait away.
         maps.delete("a", &DeleteParams::background()).await.unwrap();
@@ -215,11 +222,12 @@ async fn what_was_written_is_there_after_a_restart() {
     let made = maps.create(&PostParams::default(), &map("a")).await.unwrap();
     drop((maps, server));
     // The cache's task lets go of the store when it sees that the last handle is gone.
-    let store = crate::harness::eventually(async || std::sync::Arc::strong_count(&store), |count| *count == 1)
-        .await
-        .eq(&1)
-        .then(|| std::sync::Arc::into_inner(store).unwrap())
-        .unwrap();
+    let store =
+        crate::harness::eventually(async || std::sync::Arc::strong_count(&store), |count| *count == 1)
+            .await
+            .eq(&1)
+            .then(|| std::sync::Arc::into_inner(store).unwrap())
+            .unwrap();
     store.close().await;
     let (server, _store) = start().await;
     let maps: Api<ConfigMap> = Api::default_namespaced(server.client(wharf_api::UserInfo::admin()));

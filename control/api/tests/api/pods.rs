@@ -1,1 +1,223 @@
+//! Pods: binding, eviction, graceful deletion, admission, and what the node server answers.
 
+use http_body_util::BodyExt;
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{Api, DeleteParams, LogParams};
+use serde_json::{Value, json};
+use std::sync::Arc;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use wharf_kit::identity::{ALPN_HTTP1, ClientAuth, peer_identity, server_config};
+
+use crate::harness::{Harness, call, call_as, get};
+
+const PODS: &str = "/api/v1/namespaces/default/pods";
+
+fn pod(name: &str) -> Value {
+    json!({"metadata": {"name": name}, "spec": {"containers": [{"name": "c", "image": "i"}]}})
+}
+
+fn binding(name: &str, node: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": name}, "target": {"kind": "Node", "name": node}})
+}
+
+#[tokio::test]
+async fn a_pod_is_completed_bound_and_deleted_with_grace() {
+    let harness = Harness::start().await;
+    let client = harness.local();
+    let (code, made) = call(&client, "POST", PODS, pod("a")).await;
+    assert_eq!(code, 201, "{made}");
+    assert_eq!(
+        (&made["status"]["phase"], &made["status"]["qosClass"]),
+        (&json!("Pending"), &json!("BestEffort"))
+    );
+    assert_eq!(made["spec"]["serviceAccountName"], "default");
+    assert_eq!((&made["spec"]["priority"], &made["spec"]["restartPolicy"]), (&json!(0), &json!("Always")));
+    assert_eq!(made["spec"]["tolerations"].as_array().unwrap().len(), 2);
+    assert_eq!(made["metadata"]["generation"], 1);
+    let bind = format!("{PODS}/a/binding");
+    let (code, status) = call(&client, "POST", &bind, binding("a", "n1")).await;
+    assert_eq!((code, &status["status"]), (201, &json!("Success")));
+    let (code, status) = call(&client, "POST", &bind, binding("a", "n2")).await;
+    assert_eq!(code, 409);
+    assert_eq!(
+        status["message"],
+        "Operation cannot be fulfilled on pods \"a\": pod a is already assigned to node \"n1\""
+    );
+    let (_, bound) = get(&client, &format!("{PODS}/a")).await;
+    assert_eq!(bound["spec"]["nodeName"], "n1");
+    assert_eq!(
+        (&bound["status"]["conditions"][0]["type"], &bound["status"]["conditions"][0]["status"]),
+        (&json!("PodScheduled"), &json!("True"))
+    );
+    assert_eq!(
+        get(&client, "/api/v1/pods?fieldSelector=spec.nodeName%3Dn1").await.1["items"]
+            .as_array()
+            .unwrap()
+            .len(),
+        1
+    );
+    // Bound, so it has its grace; a second delete can only shorten it.
+    let pods: Api<Pod> = Api::default_namespaced(client.clone());
+    let marked = pods.delete("a", &DeleteParams::default()).await.unwrap().left().unwrap();
+    assert_eq!(marked.metadata.deletion_grace_period_seconds, Some(30));
+    let longer = pods.delete("a", &DeleteParams::default().grace_period(60)).await.unwrap().left().unwrap();
+    assert_eq!(longer.metadata.deletion_timestamp, marked.metadata.deletion_timestamp);
+    let shorter = pods.delete("a", &DeleteParams::default().grace_period(5)).await.unwrap().left().unwrap();
+    assert_eq!(shorter.metadata.deletion_grace_period_seconds, Some(5));
+    assert!(pods.delete("a", &DeleteParams::default().grace_period(0)).await.unwrap().is_right());
+    assert!(pods.get_opt("a").await.unwrap().is_none());
+    // Unscheduled, so nobody has to stop it.
+    call(&client, "POST", PODS, pod("b")).await;
+    assert!(pods.delete("b", &DeleteParams::default()).await.unwrap().is_right());
+    assert_eq!(call(&client, "POST", &format!("{PODS}/b/binding"), binding("b", "n")).await.0, 404);
+}
+
+#[tokio::test]
+async fn eviction_deletes_with_grace() {
+    let harness = Harness::start().await;
+    let client = harness.local();
+    call(&client, "POST", PODS, pod("a")).await;
+    call(&client, "POST", &format!("{PODS}/a/binding"), binding("a", "n1")).await;
+    let eviction = json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": "a"}});
+    let (code, _) = call(&client, "POST", &format!("{PODS}/a/eviction"), eviction).await;
+    assert_eq!(code, 201);
+    assert_eq!(get(&client, &format!("{PODS}/a")).await.1["metadata"]["deletionGracePeriodSeconds"], 30);
+}
+
+#[tokio::test]
+async fn a_pod_keeps_its_spec_but_for_the_image() {
+    let harness = Harness::start().await;
+    let client = harness.local();
+    call(&client, "POST", PODS, pod("a")).await;
+    let path = format!("{PODS}/a");
+    let patch = async |patch: Value| {
+        call_as(&client, "PATCH", &path, "application/strategic-merge-patch+json", patch.to_string()).await
+    };
+    let (code, changed) = patch(json!({"spec": {"containers": [{"name": "c", "image": "j"}]}})).await;
+    assert_eq!((code, &changed["metadata"]["generation"]), (200, &json!(2)));
+    assert_eq!(patch(json!({"spec": {"activeDeadlineSeconds": 5}})).await.0, 200);
+    let (code, status) = patch(json!({"spec": {"hostname": "h"}})).await;
+    assert_eq!(code, 422);
+    assert!(
+        status["message"].as_str().unwrap().starts_with(
+            "Pod \"a\" is invalid: spec: Forbidden: pod updates may not change fields other than"
+        )
+    );
+    assert_eq!(patch(json!({"spec": {"activeDeadlineSeconds": 9}})).await.0, 422);
+}
+
+#[tokio::test]
+async fn runtime_classes_are_checked_and_taken_over() {
+    let harness = Harness::start().await;
+    let client = harness.local();
+    let with = |name: &str, class: &str| {
+        let mut pod = pod(name);
+        pod["spec"]["runtimeClassName"] = json!(class);
+        pod
+    };
+    assert_eq!(call(&client, "POST", PODS, with("a", "wasm")).await.0, 201);
+    let (code, status) = call(&client, "POST", PODS, with("b", "none")).await;
+    assert_eq!(code, 403);
+    assert_eq!(status["message"], "pods \"b\" is forbidden: pod rejected: RuntimeClass \"none\" not found");
+    let class = json!({
+        "metadata": {"name": "big"}, "handler": "oci", "overhead": {"podFixed": {"memory": "10Mi"}},
+        "scheduling": {"nodeSelector": {"kind": "big"}},
+    });
+    assert_eq!(call(&client, "POST", "/apis/node.k8s.io/v1/runtimeclasses", class).await.0, 201);
+    let (_, made) = call(&client, "POST", PODS, with("c", "big")).await;
+    assert_eq!(
+        (&made["spec"]["overhead"], &made["spec"]["nodeSelector"]),
+        (&json!({"memory": "10Mi"}), &json!({"kind": "big"}))
+    );
+}
+
+/// A node server that speaks for itself: it answers logs, and echoes what is port-forwarded.
+async fn node_server(harness: &Harness) -> u16 {
+    let pair = harness.ca.server("system:node:n1", &["127.0.0.1"]).unwrap();
+    let tls = server_config(&pair, ClientAuth::Required(harness.ca.cert_pem()), ALPN_HTTP1).unwrap();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        let acceptor = tokio_rustls::TlsAcceptor::from(tls);
+        while let Ok((stream, _)) = listener.accept().await {
+            let stream = acceptor.accept(stream).await.unwrap();
+            let user = peer_identity(&stream.get_ref().1.peer_certificates().unwrap()[0]).unwrap().user;
+            let user = Arc::new(user);
+            let service =
+                hyper::service::service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
+                    let user = user.clone();
+                    async move {
+                        let path = request.uri().to_string();
+                        let mut response = http::Response::new(String::new());
+                        if path.starts_with("/portForward/") {
+                            *response.status_mut() = http::StatusCode::SWITCHING_PROTOCOLS;
+                            response.headers_mut().insert("upgrade", "echo".parse().unwrap());
+                            response.headers_mut().insert("connection", "Upgrade".parse().unwrap());
+                            tokio::spawn(async move {
+                                let upgraded = hyper::upgrade::on(&mut request).await.unwrap();
+                                let mut io = hyper_util::rt::TokioIo::new(upgraded);
+                                let mut bytes = [0; 4];
+                                io.read_exact(&mut bytes).await.unwrap();
+                                io.write_all(&bytes).await.unwrap();
+                            });
+                        } else if path.contains("previous=true") {
+                            *response.status_mut() = http::StatusCode::BAD_REQUEST;
+                            *response.body_mut() =
+                                "previous terminated container \"c\" in pod \"a\" not found".to_owned();
+                        } else {
+                            *response.body_mut() = format!("{user} {path}\n");
+                        }
+                        Ok::<_, std::convert::Infallible>(response)
+                    }
+                });
+            let io = hyper_util::rt::TokioIo::new(stream);
+            tokio::spawn(
+                hyper::server::conn::http1::Builder::new().serve_connection(io, service).with_upgrades(),
+            );
+        }
+    });
+    port
+}
+
+#[tokio::test]
+async fn logs_and_port_forwards_go_to_the_node() {
+    let harness = Harness::start().await;
+    let client = harness.admin();
+    let pods: Api<Pod> = Api::default_namespaced(client.clone());
+    call(&client, "POST", PODS, pod("a")).await;
+    let unscheduled = pods.logs("a", &LogParams::default()).await.unwrap_err();
+    assert!(unscheduled.to_string().contains("pod a does not have a host assigned"), "{unscheduled}");
+    let port = node_server(&harness).await;
+    let node = json!({"metadata": {"name": "n1"}, "status": {
+        "addresses": [{"type": "InternalIP", "address": "127.0.0.1"}],
+        "daemonEndpoints": {"kubeletEndpoint": {"Port": port}},
+    }});
+    assert_eq!(call(&client, "POST", "/api/v1/nodes", node).await.0, 201);
+    call(&client, "POST", &format!("{PODS}/a/binding"), binding("a", "n1")).await;
+    let log = pods.logs("a", &LogParams { tail_lines: Some(3), ..LogParams::default() }).await.unwrap();
+    assert_eq!(log, "kube-apiserver-kubelet-client /containerLogs/default/a/c?tailLines=3\n");
+    let wrong = LogParams { container: Some("x".to_owned()), ..LogParams::default() };
+    let wrong = pods.logs("a", &wrong).await.unwrap_err();
+    assert!(wrong.to_string().contains("container x is not valid for pod a"), "{wrong}");
+    let previous = LogParams { previous: true, ..LogParams::default() };
+    let refused = pods.logs("a", &previous).await.unwrap_err();
+    assert!(
+        refused.to_string().contains("previous terminated container \"c\" in pod \"a\" not found"),
+        "{refused}"
+    );
+
+    // Any upgrade goes through as it is.
+    let request = http::Request::get(format!("{PODS}/a/portforward?ports=80"))
+        .header("connection", "Upgrade")
+        .header("upgrade", "echo")
+        .body(kube::client::Body::empty())
+        .unwrap();
+    let mut response = client.send(request).await.unwrap();
+    assert_eq!(response.status(), 101, "{:?}", response.body_mut().frame().await);
+    let mut io = hyper_util::rt::TokioIo::new(hyper::upgrade::on(response).await.unwrap());
+    io.write_all(b"ping").await.unwrap();
+    let mut bytes = [0; 4];
+    tokio::time::timeout(crate::harness::DEADLINE, io.read_exact(&mut bytes)).await.unwrap().unwrap();
+    assert_eq!(&bytes, b"ping");
+    assert_eq!(get(&client, &format!("{PODS}/a/portforward")).await.0, 400);
+}
