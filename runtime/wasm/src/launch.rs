@@ -56,8 +56,8 @@ impl Config {
 pub struct Limits {
     /// Guests that compute at the same moment; 0: as many as there are processors.
     pub executors: usize,
-    /// Live instances of components, over all containers. Each may take some 6 of the 65,530 mappings of a process,
-    /// so 4,000 leave more than half of them; idle services have none.
+    /// Live instances of components, over all containers. Each takes 2 of the 65,530 mappings of a process at the start
+    /// and some 4 more while it lives, so 4,000 leave more than half of them; idle services have none.
     pub instances: u32,
     /// Open HTTP connections over all containers: with a listener for each of 10,000 services this stays below the
     /// usual 20,000 descriptors.

@@ -127,15 +127,15 @@ pub(crate) async fn serve(container: Arc<Container>, proxy: ProxyPre<Guest>, lis
 
 type Places = (OwnedSemaphorePermit, OwnedSemaphorePermit);
 
-/// Cancel-safe: a connection that was accepted is returned.
+/// Takes one connection, when there is place for it. Of an idle service it holds nothing of what all share.
 async fn accept(
     listener: &TcpListener,
     own: &Arc<Semaphore>,
     all: &Arc<Semaphore>,
 ) -> io::Result<(TcpStream, Places)> {
     let own = own.clone().acquire_owned().await.map_err(io::Error::other)?;
-    let all = all.clone().acquire_owned().await.map_err(io::Error::other)?;
     let (stream, _) = listener.accept().await?;
+    let all = all.clone().acquire_owned().await.map_err(io::Error::other)?;
     Ok((stream, (own, all)))
 }
 
@@ -323,7 +323,10 @@ impl Teller {
     /// Whether this was the first word.
     fn tell(&self, what: Told) -> bool {
         let sender = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
-        sender.map(|sender| sender.send(what)).is_some()
+        sender.is_some_and(|sender| {
+            let _ = sender.send(what); // a client that left is told nothing
+            true
+        })
     }
 }
 

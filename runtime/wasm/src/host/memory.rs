@@ -247,11 +247,11 @@ mod tests {
         while budget.with(|state| state.line.is_empty()) {
             tokio::task::yield_now().await;
         }
-        let gives_up = {
-            let waits = budget.reserve(10);
-            tokio::select! { biased; _ = waits => panic!("it went before the first in line"), () = std::future::ready(()) => () }
-        };
-        let () = gives_up;
+        tokio::select! {
+            biased;
+            _ = budget.reserve(10) => panic!("it went before the first in line"),
+            () = std::future::ready(()) => {} // gives up
+        }
         assert!(budget.take(20).is_some(), "a live instance need not wait in line");
         drop(first);
         let second = second.await.expect("task").expect("line");

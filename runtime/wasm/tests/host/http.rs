@@ -80,6 +80,38 @@ async fn bodies_are_streamed_both_ways_and_connections_are_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_client_may_speak_http_2_at_once() {
+    use http_body_util::{BodyExt, Full};
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+    let harness = Harness::start().await;
+    let at = harness.serve(harness.spec("h2c", "guest-http")).await;
+    let stream = TokioIo::new(TcpStream::connect(at).await.expect("connected"));
+    let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), stream);
+    let (mut sender, connection) = handshake.await.expect("HTTP/2");
+    let connection = tokio::spawn(connection);
+    let request =
+        ::http::Request::post(format!("http://{at}/echo")).body(Full::new(bytes::Bytes::from("both ways")));
+    let response = sender.send_request(request.expect("a request")).await.expect("answered");
+    let body = response.into_body().collect().await.expect("whole").to_bytes();
+    assert_eq!(body, "both ways");
+    connection.abort();
+    harness.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn idle_services_keep_no_connection_from_others() {
+    let harness = Harness::with(|config| config.limits.connections = 4).await;
+    let mut all = Vec::new();
+    for index in 0..10 {
+        all.push(harness.serve(harness.spec(&format!("one-of-{index}"), "guest-http")).await);
+    }
+    for at in all {
+        assert_eq!(get(at, "/").await.0, 200);
+    }
+    harness.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_trap_ends_its_request_and_nothing_else() {
     let mut harness = Harness::start().await;
     let at = harness.serve(harness.spec("traps", "guest-http")).await;

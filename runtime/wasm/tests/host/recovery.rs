@@ -1,4 +1,4 @@
-use crate::support::{Harness, alive, eventually, get, within};
+use crate::support::{Harness, alive, eventually, free_address, get, within};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -11,22 +11,35 @@ async fn containers_outlive_the_shim_and_every_end_is_told_once() {
     let at = harness.serve(harness.spec("serves", "guest-http")).await;
     let told = harness.run("told", &["exit", "1"], |_| {}).await;
     assert_eq!(told.code, 1);
-    // Ends while no shim listens to it.
+    let slow = free_address().await;
     let mut spec = harness.spec("untold", "guest-command");
-    spec.args.extend(["sleep".to_owned(), "200".to_owned()]);
+    spec.args.extend(["sleep".to_owned(), "100".to_owned()]);
     harness.host.create(spec).await.expect("created");
     harness.host.start_container("untold").await.expect("started");
+    let log = harness.dir().join("says.log");
+    // This one tells by its log that time has passed in the host while no shim listens.
+    let mut spec = harness.spec("says", "guest-http");
+    spec.port = Some(slow.port());
+    harness.host.create(spec).await.expect("created");
+    harness.host.start_container("says").await.expect("started");
 
-    let mut harness = harness.restart_shim().await;
+    let mut harness = harness
+        .restart_shim(async || {
+            get(slow, "/sleep?300").await;
+            get(slow, "/log?passed").await;
+            assert!(log.exists());
+        })
+        .await;
     assert_eq!(get(at, "/").await.0, 200);
     let list = harness.host.list().await.expect("list");
     let ids: Vec<&str> = list.iter().map(|status| status.id.as_str()).collect();
-    assert_eq!(ids, ["serves", "told", "untold"]);
-    assert!(matches!(&list[1].state, State::Exited { exit, .. } if *exit == told));
+    assert_eq!(ids, ["says", "serves", "told", "untold"]);
+    assert!(matches!(&list[2].state, State::Exited { exit, .. } if *exit == told));
+    assert!(matches!(&list[3].state, State::Exited { .. }), "it ended while nobody listened");
     assert_eq!(harness.exit_of("untold").await.code, 0);
     harness.no_event().await;
 
-    let mut harness = harness.restart_shim().await;
+    let mut harness = harness.restart_shim(async || {}).await;
     harness.no_event().await;
     assert_eq!(get(at, "/").await.0, 200);
     harness.host.kill("serves").await.expect("killed");
@@ -78,5 +91,61 @@ async fn the_event_stream_ends_with_the_last_handle() {
     drop(host);
     let last: Option<Event> = within("the end", events.next()).await;
     assert_eq!(last, None);
+    harness.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_host_lives_in_the_network_namespace_it_is_given() {
+    let mut elsewhere =
+        std::process::Command::new("unshare").args(["--net", "sleep", "60"]).spawn().expect("unshare");
+    let namespace = |pid: u32| std::fs::read_link(format!("/proc/{pid}/ns/net")).ok();
+    let here = namespace(std::process::id());
+    eventually("it has a namespace", async || {
+        namespace(elsewhere.id()).is_some_and(|there| Some(there) != here)
+    })
+    .await;
+    let path = format!("/proc/{}/ns/net", elsewhere.id());
+    let harness = Harness::with(|config| config.netns = Some(path.into())).await;
+    assert_eq!(namespace(harness.pid()), namespace(elsewhere.id()));
+    harness.end().await;
+    elsewhere.kill().expect("killed");
+    elsewhere.wait().expect("reaped");
+
+    let config = |state: &std::path::Path| wharf_wasm::Config {
+        exe: env!("CARGO_BIN_EXE_wasm-host").into(),
+        netns: Some("/run/netns/there-is-none".into()),
+        ..wharf_wasm::Config::new(state.join("state"), state.join("cache"))
+    };
+    let dir = tempfile::tempdir().expect("a directory");
+    let refused = Host::start(config(dir.path())).await.expect_err("no such namespace");
+    assert!(refused.to_string().contains("there-is-none"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_host_uses_no_processor_time() {
+    let harness = Harness::start().await;
+    let at = harness.serve(harness.spec("idle", "guest-http")).await;
+    assert_eq!(get(at, "/").await.0, 200);
+    // A thread that wakes has to sleep again.
+    let sleeps = || -> u64 {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", harness.pid())).expect("threads");
+        let count = threads.map(|thread| {
+            let status =
+                std::fs::read_to_string(thread.expect("a thread").path().join("status")).unwrap_or_default();
+            let line = status.lines().find(|line| line.starts_with("voluntary_ctxt_switches"));
+            line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).unwrap_or(0)
+        });
+        count.sum()
+    };
+    let mut before = sleeps();
+    eventually("nothing runs for 300 ms", async || {
+        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        let now = sleeps();
+        let few = now - before <= 3;
+        before = now;
+        few
+    })
+    .await;
+    println!("idle: {} bytes", crate::support::pss(harness.pid()));
     harness.end().await;
 }

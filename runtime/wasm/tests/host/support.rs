@@ -26,31 +26,40 @@ pub struct Harness {
     pub host: Host,
     pub events: Events,
     pub config: Config,
-    pid: u32,
+    process: Process,
     dir: TempDir,
+}
+
+/// A host process; ended when a test fails.
+struct Process(u32);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if alive(self.0) {
+            let _ = kill(Pid::from_raw(self.0 as i32), Signal::SIGKILL);
+        }
+    }
 }
 
 impl Harness {
     pub async fn start() -> Self {
+        Self::with(|_| {}).await
+    }
+
+    /// With a cache of its own.
+    pub async fn with_empty_cache() -> Self {
+        Self::with(|config| config.cache_dir = config.state_dir.with_file_name("cache")).await
+    }
+
+    pub async fn with(adapt: impl FnOnce(&mut Config)) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         // Compiled once for all tests: the cache is made to be shared.
         let mut config = Config::new(dir.path().join("state"), build_dir().join("cache"));
         config.exe = env!("CARGO_BIN_EXE_wasm-host").into();
-        Self::with(config, dir).await
-    }
-
-    /// With a cache of its own, in `dir()/cache`.
-    pub async fn with_empty_cache() -> Self {
-        let dir = tempfile::tempdir().expect("a directory");
-        let mut config = Config::new(dir.path().join("state"), dir.path().join("cache"));
-        config.exe = env!("CARGO_BIN_EXE_wasm-host").into();
-        Self::with(config, dir).await
-    }
-
-    async fn with(config: Config, dir: TempDir) -> Self {
+        adapt(&mut config);
         let (host, events) = Host::start(config.clone()).await.expect("a host");
-        let pid = host.pid().await.expect("it runs");
-        Self { host, events, config, pid, dir }
+        let process = Process(host.pid().await.expect("it runs"));
+        Self { host, events, config, process, dir }
     }
 
     pub fn dir(&self) -> &Path {
@@ -58,22 +67,17 @@ impl Harness {
     }
 
     pub fn pid(&self) -> u32 {
-        self.pid
+        self.process.0
     }
 
-    /// Drops the handle as a shim that ends does, and finds the host again as the next one does.
-    pub async fn restart_shim(self) -> Self {
-        let Self { config, dir, pid, .. } = &self;
-        let (config, pid) = (config.clone(), *pid);
-        let dir_path = dir.path().to_owned();
-        let mut old = std::mem::ManuallyDrop::new(self); // its host is to live on
-        // The parts by hand: the connection ends, the directory stays.
+    /// Drops the handle as a shim that ends does, lets things happen, and finds the host again as the next one does.
+    pub async fn restart_shim(self, meanwhile: impl AsyncFnOnce()) -> Self {
+        let Self { host, events, config, process, dir } = self;
+        drop((host, events));
+        meanwhile().await;
         let (host, events) = Host::start(config.clone()).await.expect("the host that runs");
-        assert_eq!(host.pid().await, Some(pid), "no second host was started");
-        old.host = host;
-        old.events = events;
-        assert!(dir_path.exists());
-        std::mem::ManuallyDrop::into_inner(old)
+        assert_eq!(host.pid().await, Some(process.0), "no second host was started");
+        Self { host, events, config, process, dir }
     }
 
     pub fn spec(&self, id: &str, guest: &str) -> ContainerSpec {
@@ -145,18 +149,10 @@ impl Harness {
 
     /// Ends the host and sees that nothing of it is left.
     pub async fn end(self) {
-        let pid = self.pid;
+        let pid = self.pid();
         self.host.clone().shutdown().await.expect("shut down");
-        eventually("the host is gone", || async { !alive(pid) }).await;
+        eventually("the host is gone", async || !alive(pid)).await;
         assert!(!self.config.state_dir.join("host.sock").exists(), "its socket is gone too");
-    }
-}
-
-impl Drop for Harness {
-    fn drop(&mut self) {
-        if alive(self.pid) {
-            let _ = kill(Pid::from_raw(self.pid as i32), Signal::SIGKILL);
-        }
     }
 }
 
@@ -170,7 +166,7 @@ pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
     tokio::time::timeout(DEADLINE, future).await.unwrap_or_else(|_| panic!("waited too long for: {what}"))
 }
 
-pub async fn eventually<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
+pub async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let until = Instant::now() + DEADLINE;
     while !holds().await {
         assert!(Instant::now() < until, "never held: {what}");
