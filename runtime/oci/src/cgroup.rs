@@ -330,6 +330,16 @@ struct Known {
     users: BTreeMap<String, usize>,
 }
 
+impl Known {
+    fn drop(&mut self, parent: &str) -> bool {
+        // Someone else's group below it keeps it; then it is theirs.
+        for dir in places(parent) {
+            let _ = fs::remove_dir(dir);
+        }
+        self.made.remove(parent)
+    }
+}
+
 /// `/a/b/c` has `/a/b` and `/a`, deepest first.
 fn ancestors(group: &str) -> Vec<String> {
     let above = Path::new(group).ancestors().skip(1);
@@ -376,13 +386,21 @@ impl Parents {
                 if !known.made.contains(&parent) {
                     continue;
                 }
-                // Someone else's group below it keeps it; then it is theirs.
-                for dir in places(&parent) {
-                    let _ = fs::remove_dir(dir);
-                }
-                news |= known.made.remove(&parent);
+                news |= known.drop(&parent);
             }
             if news { state::write(&self.file, &known.made) } else { Ok(()) }
+        })
+    }
+
+    /// Removes what an earlier run had made and nothing found uses: it died before it could.
+    pub fn sweep(&self) -> Result<(), Error> {
+        self.with(|known| {
+            let unused = known.made.iter().rev().filter(|parent| !known.users.contains_key(*parent));
+            let unused: Vec<String> = unused.cloned().collect(); // a path sorts before those below it
+            for parent in &unused {
+                known.drop(parent);
+            }
+            if unused.is_empty() { Ok(()) } else { state::write(&self.file, &known.made) }
         })
     }
 }

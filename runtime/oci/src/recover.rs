@@ -53,9 +53,10 @@ impl Inner {
                     self.parents.keep(&meta.cgroup)?;
                     found.push(Entry::new(dir, meta, Status::Creating));
                 }
-                None => remove_dir(&dir.0)?, // the shim died before it had begun
+                None => remove_dir(&dir.0)?, // the shim died before it had begun, or when it was all but done
             }
         }
+        self.parents.sweep()?;
         Ok(found)
     }
 

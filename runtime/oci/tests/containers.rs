@@ -1,4 +1,5 @@
 //! Real containers: what they see, how they end, what they leave.
+#![expect(clippy::unwrap_used, reason = "these are tests, with helpers beside them")]
 
 mod bed;
 

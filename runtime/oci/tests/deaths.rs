@@ -1,4 +1,5 @@
 //! Whoever dies, costs only what is its own.
+#![expect(clippy::unwrap_used, reason = "these are tests, with helpers beside them")]
 
 mod bed;
 
@@ -45,7 +46,7 @@ async fn containers_outlive_the_shim_and_their_exits_are_told_once() {
     assert!(matches!(oci.status("ends").unwrap(), Status::Exited(exit) if exit.code == 3));
     oci.start_container("waits").await.unwrap();
     oci.signal("stays", 15).await.unwrap();
-    let mut told = vec![exited(&mut events).await.0, exited(&mut events).await.0];
+    let mut told = [exited(&mut events).await.0, exited(&mut events).await.0];
     told.sort();
     assert_eq!(told, ["stays", "waits"], "and not `ends` again");
     for id in ["stays", "waits", "ends"] {
@@ -53,6 +54,32 @@ async fn containers_outlive_the_shim_and_their_exits_are_told_once() {
     }
     drop((oci, events));
     bed.nothing_is_left().await;
+}
+
+#[tokio::test]
+async fn a_shim_killed_at_any_instant_leaves_what_the_next_one_can_end() {
+    let mut found = 0;
+    for delay in [2, 5, 8, 12, 16, 20, 25, 30, 40, 50, 65, 80, 100, 130, 170] {
+        let bed = Bed::new();
+        let specs: Vec<_> = (0..30).map(|n| bed.spec(&format!("c{n}"), &["wait"])).collect();
+        let mut shim = std::process::Command::new(env!("CARGO_BIN_EXE_wharf-oci-zygote"))
+            .args(["shim", bed.path("state").to_str().unwrap(), &bed.mark])
+            .arg(serde_json::to_string(&specs).unwrap())
+            .spawn()
+            .unwrap();
+        tokio::time::sleep(std::time::Duration::from_millis(delay)).await; // not a wait: the instant to try
+        shim.kill().unwrap();
+        shim.wait().unwrap();
+        let (oci, events) = bed.start().await;
+        for (id, status) in oci.list() {
+            found += 1;
+            assert!(!matches!(status, Status::Creating), "{delay} ms: {id} is {status:?}");
+            oci.remove(&id).await.unwrap();
+        }
+        drop((oci, events));
+        bed.nothing_is_left().await;
+    }
+    assert!(found > 0, "the shims came to nothing");
 }
 
 #[tokio::test]
@@ -93,7 +120,7 @@ async fn a_killed_monitor_takes_its_own_container_with_it() {
     for victim in victims {
         kill(Pid::from_raw(victim), Signal::SIGKILL).unwrap();
     }
-    let mut told = vec![exited(&mut events).await, exited(&mut events).await];
+    let mut told = [exited(&mut events).await, exited(&mut events).await];
     told.sort_by(|a, b| a.0.cmp(&b.0));
     assert!(told.iter().all(|(_, exit)| exit.code == 137));
     assert_eq!(told.iter().map(|(id, _)| id.as_str()).collect::<Vec<_>>(), ["created", "other"]);
@@ -168,7 +195,7 @@ async fn a_pause_process_holds_a_pods_namespaces() {
 
     drop((oci, events)); // the next shim knows it
     let (oci, mut events) = bed.start().await;
-    assert_eq!(oci.pauses(), [pause.clone()]);
+    assert_eq!(oci.pauses(), std::slice::from_ref(&pause));
     oci.remove_pause("pod").await.unwrap();
     assert!(!std::path::Path::new(&format!("/proc/{}/ns/ipc", pause.pid)).exists());
 

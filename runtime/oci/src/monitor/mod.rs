@@ -82,6 +82,8 @@ pub(crate) fn run(connection: UnixStream, listener: UnixListener) -> ! {
 /// What an accepted request asks of the loop beside its answer.
 enum Next {
     Go,
+    /// This client is gone.
+    Gone,
     /// There is no container and will be none.
     Leave,
 }
@@ -111,18 +113,22 @@ impl Monitor {
             }
             if news
                 && self.clients.len() < CLIENTS
-                && let Some(listener) = &self.listener
+                && let Some(Ok(client)) = self.listener.as_ref().map(Listener::accept)
+                && client.set_nonblocking(true).is_ok()
             {
-                if let Ok(client) = listener.accept() {
-                    if client.set_nonblocking(true).is_ok() {
-                        self.clients.push(client);
-                    }
+                self.clients.push(client);
+            }
+            // In the order they came: what a shim that died had still asked is heard before its successor.
+            let mut gone = Vec::new();
+            for index in clients {
+                match self.attend(index) {
+                    Next::Go => {}
+                    Next::Gone => gone.push(index),
+                    Next::Leave => return Ok(()),
                 }
             }
-            for index in clients.into_iter().rev() {
-                if let Next::Leave = self.attend(index) {
-                    return Ok(());
-                }
+            for index in gone.into_iter().rev() {
+                self.clients.remove(index);
             }
             if self.clients.is_empty() && self.container.is_none() {
                 return Ok(()); // whoever wanted a container is gone
@@ -175,10 +181,7 @@ impl Monitor {
             let request = match self.clients[index].recv::<Wire<Request>>() {
                 Ok(Some(message)) => message.body,
                 Err(error) if error.would_block() => return Next::Go,
-                Ok(None) | Err(_) => {
-                    self.clients.swap_remove(index);
-                    return Next::Go;
-                }
+                Ok(None) | Err(_) => return Next::Gone,
             };
             let creating = matches!(request.request, Request::Create(_));
             let id = request.id;
@@ -194,8 +197,7 @@ impl Monitor {
                 return Next::Leave;
             }
             if !sent {
-                self.clients.swap_remove(index);
-                return Next::Go;
+                return Next::Gone;
             }
         }
     }
