@@ -1,0 +1,328 @@
+//! Scheduler and controllers against a real API server: what a cluster's users see of them.
+
+#![expect(clippy::unwrap_used, reason = "in helpers of tests as in tests")]
+
+mod harness;
+
+use std::time::{Duration, Instant};
+
+use harness::*;
+use serde_json::{Value, json};
+use wharf_kit::api::{Absent, Delete, Ignored, PatchKind, Propagation};
+use wharf_kit::view::Key;
+
+const LONG: Duration = Duration::from_secs(40);
+
+async fn patch(world: &World, kind: wharf_kit::api::Kind, namespace: &str, name: &str, patch: Value) {
+    world
+        .admin
+        .patch::<Ignored>(kind, &Key::new(namespace, name), "", PatchKind::Merge, &patch)
+        .await
+        .unwrap();
+}
+
+fn image(image: &str) -> Value {
+    // A merge patch replaces the list whole.
+    json!({"spec": {"template": {"spec": {"containers": [
+        {"name": "main", "image": image, "resources": {"requests": {"cpu": "100m"}}},
+    ]}}}})
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deployment_is_bound_rolled_out_rolled_back_and_collected() {
+    let world = World::start(LONG).await;
+    world.add_node("n1", "4").await;
+    world.add_node("n2", "4").await;
+    let start = Instant::now();
+    world.admin.create::<Ignored>(DEPLOYMENTS, "default", &deployment("web", 3, "v1")).await.unwrap();
+    world.rolled_out("default", "web", 3).await;
+    println!("three pods created, bound, run and reported in {:?}", start.elapsed());
+
+    let pods = world.list(PODS, "default").await;
+    assert_eq!(pods.len(), 3);
+    for pod in &pods {
+        assert!(["n1", "n2"].contains(&pod["spec"]["nodeName"].as_str().unwrap()));
+        let owner = &pod["metadata"]["ownerReferences"][0];
+        assert_eq!(
+            (&owner["kind"], &owner["controller"], &owner["blockOwnerDeletion"]),
+            (&json!("ReplicaSet"), &json!(true), &json!(true))
+        );
+        assert!(pod["metadata"]["labels"]["pod-template-hash"].is_string());
+    }
+
+    // A rollout, and what it leaves.
+    patch(&world, DEPLOYMENTS, "default", "web", image("v2")).await;
+    let deployment = world.rolled_out("default", "web", 3).await;
+    assert_eq!(deployment["metadata"]["annotations"]["deployment.kubernetes.io/revision"], "2");
+    let conditions = deployment["status"]["conditions"].as_array().unwrap();
+    let reasons: Vec<_> = conditions.iter().map(|one| one["reason"].as_str().unwrap()).collect();
+    assert!(
+        reasons.contains(&"MinimumReplicasAvailable") && reasons.contains(&"NewReplicaSetAvailable"),
+        "{reasons:?}"
+    );
+    let sizes = |sets: Vec<Value>| {
+        let mut sizes: Vec<_> = sets
+            .iter()
+            .map(|set| {
+                let revision =
+                    set["metadata"]["annotations"]["deployment.kubernetes.io/revision"].as_str().unwrap();
+                (revision.to_owned(), set["spec"]["replicas"].as_i64().unwrap())
+            })
+            .collect();
+        sizes.sort();
+        sizes
+    };
+    let expect = |all: &[(&str, i64)]| all.iter().map(|(r, n)| ((*r).to_owned(), *n)).collect::<Vec<_>>();
+    assert_eq!(sizes(world.list(SETS, "default").await), expect(&[("1", 0), ("2", 3)]));
+
+    // Back: the old set becomes the newest revision.
+    patch(&world, DEPLOYMENTS, "default", "web", image("v1")).await;
+    world.rolled_out("default", "web", 3).await;
+    assert_eq!(sizes(world.list(SETS, "default").await), expect(&[("2", 0), ("3", 3)]));
+
+    patch(&world, DEPLOYMENTS, "default", "web", json!({"spec": {"replicas": 5}})).await;
+    world.rolled_out("default", "web", 5).await;
+    patch(&world, DEPLOYMENTS, "default", "web", json!({"spec": {"replicas": 1}})).await;
+    world.rolled_out("default", "web", 1).await;
+
+    // A deleted pod is replaced.
+    let before = world
+        .list(PODS, "default")
+        .await
+        .into_iter()
+        .find(|pod| pod["metadata"]["deletionTimestamp"].is_null());
+    let name = before.unwrap()["metadata"]["name"].as_str().unwrap().to_owned();
+    world
+        .admin
+        .delete::<Ignored>(PODS, &Key::new("default", name.as_str()), &Delete::default())
+        .await
+        .unwrap();
+    world
+        .wait("replaced", || async {
+            let pods = world.list(PODS, "default").await;
+            let ready = |pod: &&Value| {
+                pod["status"]["phase"] == "Running" && pod["metadata"]["name"] != name.as_str()
+            };
+            if pods.iter().filter(ready).count() == 1 && pods.len() == 1 {
+                Ok(())
+            } else {
+                Err(json!(pods).to_string())
+            }
+        })
+        .await;
+
+    // Deleted: its sets and pods go too.
+    world
+        .admin
+        .delete::<Ignored>(DEPLOYMENTS, &Key::new("default", "web"), &Delete::default())
+        .await
+        .unwrap();
+    world.none_left("default", &[SETS, PODS, DEPLOYMENTS]).await;
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn deletion_in_the_foreground_waits_and_orphans_live_on() {
+    let world = World::start(LONG).await;
+    world.add_node("n1", "8").await;
+    for name in ["front", "orphan"] {
+        world.admin.create::<Ignored>(DEPLOYMENTS, "default", &deployment(name, 2, "v1")).await.unwrap();
+        world.rolled_out("default", name, 2).await;
+    }
+    let how = Delete::default().with_propagation(Propagation::Foreground);
+    world.admin.delete::<Ignored>(DEPLOYMENTS, &Key::new("default", "front"), &how).await.unwrap();
+    world
+        .wait("gone", || async {
+            let owned = |all: Vec<Value>| {
+                all.into_iter().filter(|one| one["metadata"]["labels"]["app"] == "front").count()
+            };
+            let (sets, pods) =
+                (owned(world.list(SETS, "default").await), owned(world.list(PODS, "default").await));
+            match world.get(DEPLOYMENTS, "default", "front").await {
+                Some(deployment) => Err(format!("{sets} sets, {pods} pods, {deployment}")),
+                None => {
+                    assert_eq!((sets, pods), (0, 0), "the owner went before those that block it");
+                    Ok(())
+                }
+            }
+        })
+        .await;
+
+    let how = Delete::default().with_propagation(Propagation::Orphan);
+    world.admin.delete::<Ignored>(DEPLOYMENTS, &Key::new("default", "orphan"), &how).await.unwrap();
+    world.none_left("default", &[DEPLOYMENTS]).await;
+    let sets = world.list(SETS, "default").await;
+    assert_eq!(sets.len(), 1);
+    assert!(sets[0]["metadata"]["ownerReferences"].as_array().is_none_or(Vec::is_empty));
+    // A new Deployment of that selector takes the orphan over, pods and all.
+    let pods: Vec<_> = by_name(&world.list(PODS, "default").await).into_keys().collect();
+    world.admin.create::<Ignored>(DEPLOYMENTS, "default", &deployment("orphan", 2, "v1")).await.unwrap();
+    world.rolled_out("default", "orphan", 2).await;
+    assert_eq!(by_name(&world.list(PODS, "default").await).into_keys().collect::<Vec<_>>(), pods);
+    assert_eq!(world.list(SETS, "default").await.len(), 1);
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_namespace_has_its_defaults_and_goes_with_all_that_is_in_it() {
+    let world = World::start(LONG).await;
+    world.add_node("n1", "8").await;
+    let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}});
+    world.admin.create::<Ignored>(NAMESPACES, "", &namespace).await.unwrap();
+    let right = || async {
+        let map = world.get(MAPS, "shop", "kube-root-ca.crt").await.ok_or("no map")?;
+        world.get(ACCOUNTS, "shop", "default").await.ok_or("no account")?;
+        if map["data"] == json!({"ca.crt": CA}) { Ok(()) } else { Err(map.to_string()) }
+    };
+    world.wait("defaults", right).await;
+    patch(&world, MAPS, "shop", "kube-root-ca.crt", json!({"data": {"ca.crt": "forged", "more": "x"}})).await;
+    world.wait("put right", right).await;
+    for (kind, name) in [(MAPS, "kube-root-ca.crt"), (ACCOUNTS, "default")] {
+        world.admin.delete::<Ignored>(kind, &Key::new("shop", name), &Delete::default()).await.unwrap();
+    }
+    world.wait("made again", right).await;
+
+    let mut web = deployment("web", 2, "v1");
+    web["metadata"]["namespace"] = json!("shop");
+    world.admin.create::<Ignored>(DEPLOYMENTS, "shop", &web).await.unwrap();
+    world.rolled_out("shop", "web", 2).await;
+    world.admin.delete::<Ignored>(NAMESPACES, &Key::cluster("shop"), &Delete::default()).await.unwrap();
+    world
+        .wait("gone", || async {
+            match world.get(NAMESPACES, "", "shop").await {
+                None => Ok(()),
+                Some(namespace) => Err(namespace.to_string()),
+            }
+        })
+        .await;
+    world.none_left("shop", &[DEPLOYMENTS, SETS, PODS, MAPS, ACCOUNTS]).await;
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_that_fits_nowhere_says_why_and_is_bound_when_a_node_comes() {
+    let world = World::start(LONG).await;
+    world.add_node("four", "4").await;
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "big", "namespace": "default"},
+        "spec": {"containers": [{"name": "main", "image": "x", "resources": {"requests": {"cpu": "5"}}}]},
+    });
+    world.admin.create::<Ignored>(PODS, "default", &pod).await.unwrap();
+    world
+        .wait("says why", || async {
+            let pod = world.get(PODS, "default", "big").await.ok_or("absent")?;
+            let conditions = pod["status"]["conditions"].as_array().cloned().unwrap_or_default();
+            let why = conditions.iter().find(|one| one["type"] == "PodScheduled");
+            let why = why.filter(|one| one["message"] == "0/1 nodes are available: 1 Insufficient cpu.");
+            let right = why.is_some_and(|one| one["status"] == "False" && one["reason"] == "Unschedulable");
+            if right { Ok(()) } else { Err(pod["status"].to_string()) }
+        })
+        .await;
+    // Both at once, so that it is the larger that is chosen and not the first.
+    tokio::join!(world.add_node("ten", "10"), world.add_node("fifteen", "15"));
+    world
+        .wait("bound", || async {
+            let pod = world.get(PODS, "default", "big").await.ok_or("absent")?;
+            if pod["spec"]["nodeName"].is_string() { Ok(()) } else { Err(pod["status"].to_string()) }
+        })
+        .await;
+    let again = json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "second", "namespace": "default"},
+        "spec": {"containers": [{"name": "main", "image": "x", "resources": {"requests": {"cpu": "5"}}}]},
+    });
+    world.admin.create::<Ignored>(PODS, "default", &again).await.unwrap();
+    world
+        .wait("events", || async {
+            let events = world.list(wharf_kit::api::Kind::core("Event", "events"), "default").await;
+            let has = |reason: &str| events.iter().any(|one| one["reason"] == reason);
+            if has("FailedScheduling") && has("Scheduled") { Ok(()) } else { Err(json!(events).to_string()) }
+        })
+        .await;
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_has_its_range_and_falls_silent_and_comes_back() {
+    let world = World::start(Duration::from_secs(1)).await;
+    let agent = world.add_node("n1", "4").await;
+    world.add_node("n2", "4").await;
+    let mut ranges = Vec::new();
+    for name in ["n1", "n2"] {
+        let range = world
+            .wait("range", || async {
+                let node = world.get(NODES, "", name).await.ok_or("absent")?;
+                let range = node["spec"]["podCIDR"].as_str().ok_or("none")?.to_owned();
+                assert_eq!(node["spec"]["podCIDRs"], json!([range]));
+                Ok(range)
+            })
+            .await;
+        ranges.push(range);
+    }
+    ranges.sort();
+    assert_eq!(ranges, ["10.128.0.0/17", "10.128.128.0/17"]);
+
+    let taints = |node: &Value| -> Vec<String> {
+        let taints = node["spec"]["taints"].as_array().cloned().unwrap_or_default();
+        taints
+            .iter()
+            .map(|one| format!("{}:{}", one["key"].as_str().unwrap(), one["effect"].as_str().unwrap()))
+            .collect()
+    };
+    let tainted = |expected: &'static [&'static str]| {
+        let world = &world;
+        async move {
+            world
+                .wait("taints", || async {
+                    let node = world.get(NODES, "", "n1").await.ok_or("absent")?;
+                    if taints(&node) == expected { Ok(node) } else { Err(node.to_string()) }
+                })
+                .await
+        }
+    };
+    tainted(&[]).await;
+    agent.cancel();
+    let node =
+        tainted(&["node.kubernetes.io/unreachable:NoSchedule", "node.kubernetes.io/unreachable:NoExecute"])
+            .await;
+    assert_eq!(node["status"]["conditions"][0]["status"], "Unknown");
+    assert_eq!(taints(&world.get(NODES, "", "n2").await.unwrap()), Vec::<String>::new());
+
+    // It speaks again: first its Lease, then its status.
+    let lease = wharf_kit::api::Kind::new("coordination.k8s.io", "v1", "Lease", "leases");
+    let key = Key::new("kube-node-lease", "n1");
+    let renewal = json!({"spec": {"renewTime": "2030-01-01T00:00:00.000000Z"}});
+    world.admin.patch::<Ignored>(lease, &key, "", PatchKind::Merge, &renewal).await.unwrap();
+    let ready = json!({"status": {"conditions": [{"type": "Ready", "status": "True", "reason": "KubeletReady", "message": ""}]}});
+    world
+        .admin
+        .patch::<Ignored>(NODES, &Key::cluster("n1"), "status", PatchKind::Merge, &ready)
+        .await
+        .unwrap();
+    tainted(&[]).await;
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_control_plane_asks_for_nothing() {
+    let world = World::start(LONG).await;
+    world.add_node("n1", "4").await;
+    world.admin.create::<Ignored>(DEPLOYMENTS, "default", &deployment("web", 3, "v1")).await.unwrap();
+    world.rolled_out("default", "web", 3).await;
+    // Settled: no request for a while, within the deadline.
+    world
+        .wait("quiet", || async {
+            let before = world.requests();
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            if world.requests() == before { Ok(()) } else { Err(format!("{before} requests")) }
+        })
+        .await;
+    let before = world.requests();
+    tokio::time::sleep(Duration::from_secs(3)).await; // leases are renewed all the while
+    assert_eq!(world.requests() - before, 0);
+    // And it still works.
+    let absent =
+        world.admin.delete::<Ignored>(DEPLOYMENTS, &Key::new("default", "web"), &Delete::default()).await;
+    absent.absent_ok().unwrap();
+    world.none_left("default", &[SETS, PODS]).await;
+    world.end().await;
+}
