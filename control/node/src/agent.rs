@@ -85,7 +85,15 @@ impl Node {
         tracker.spawn(async move {
             following.run_until_cancelled(follow(client, part, changes_tx)).await;
         });
-        let dispatcher = Dispatcher { shared: shared.clone(), workers: HashMap::new(), tasks: JoinSet::new(), waiting: HashMap::new(), listed: false, found: None, stop: stop.clone() };
+        let dispatcher = Dispatcher {
+            shared: shared.clone(),
+            workers: HashMap::new(),
+            tasks: JoinSet::new(),
+            waiting: HashMap::new(),
+            listed: false,
+            found: None,
+            stop: stop.clone(),
+        };
         tracker.spawn(dispatcher.run(changes, reports));
         tracker.spawn(server.run(shared, stop));
         tracker.close();
@@ -171,7 +179,13 @@ impl Dispatcher {
                 for raw in pods {
                     seen.extend(self.applied(raw).await);
                 }
-                let gone: Vec<_> = self.workers.keys().chain(self.waiting.keys()).filter(|uid| !seen.contains(*uid)).cloned().collect();
+                let gone: Vec<_> = self
+                    .workers
+                    .keys()
+                    .chain(self.waiting.keys())
+                    .filter(|uid| !seen.contains(*uid))
+                    .cloned()
+                    .collect();
                 for uid in gone {
                     self.gone(&uid).await;
                 }
@@ -254,7 +268,11 @@ impl Dispatcher {
         let stop = self.stop.clone();
         let work = async move {
             for (uid, inventory) in strangers {
-                info!(uid = &*uid, sandboxes = inventory.sandboxes.len(), "removing what is left of a pod that is gone");
+                info!(
+                    uid = &*uid,
+                    sandboxes = inventory.sandboxes.len(),
+                    "removing what is left of a pod that is gone"
+                );
                 if let Err(words) = pod::remove_everything(&shared, &uid, None).await {
                     warn!(uid = &*uid, error = words, "could not remove what is left of a pod");
                 }
@@ -279,7 +297,10 @@ fn remove_leftovers(shared: &Shared, known: &std::collections::HashSet<Arc<str>>
     for entry in std::fs::read_dir(&shared.logs)?.flatten() {
         // NAMESPACE_POD_UID; other things in this directory are not ours.
         let name = entry.file_name();
-        let uid = name.to_str().filter(|name| name.matches('_').count() == 2).and_then(|name| name.rsplit('_').next());
+        let uid = name
+            .to_str()
+            .filter(|name| name.matches('_').count() == 2)
+            .and_then(|name| name.rsplit('_').next());
         if uid.is_some_and(|uid| !known(uid)) {
             std::fs::remove_dir_all(entry.path())?;
         }

@@ -78,7 +78,11 @@ pub fn objects(namespace: &str, container: &Container) -> Vec<ObjectName> {
 ///
 /// # Errors
 /// A required object or key is not there, or a source is one that this version does not know.
-pub fn build(container: &Container, facts: &Facts<'_>, found: &Found) -> Result<Vec<(String, String)>, Error> {
+pub fn build(
+    container: &Container,
+    facts: &Facts<'_>,
+    found: &Found,
+) -> Result<Vec<(String, String)>, Error> {
     let namespace = facts.pod.metadata.namespace.as_deref().unwrap_or_default();
     let mut env = Env::default();
     for source in container.env_from.iter().flatten() {
@@ -107,7 +111,14 @@ pub fn build(container: &Container, facts: &Facts<'_>, found: &Found) -> Result<
         };
         env.set(var.name.clone(), value);
     }
-    Ok(env.order.into_iter().map(|name| { let value = env.values.remove(&name).unwrap_or_default(); (name, value) }).collect())
+    Ok(env
+        .order
+        .into_iter()
+        .map(|name| {
+            let value = env.values.remove(&name).unwrap_or_default();
+            (name, value)
+        })
+        .collect())
 }
 
 /// Replaces `$(NAME)` by `lookup(NAME)`; `$$` is a dollar; a name that is not known stays as it is written.
@@ -157,7 +168,9 @@ pub fn field(path: &str, facts: &Facts<'_>) -> Result<String, Error> {
         "status.podIPs" => facts.pod_ips.join(","),
         _ => match subscript(path) {
             Some(("metadata.labels", key)) => owned(meta.labels.as_ref().and_then(|map| map.get(key))),
-            Some(("metadata.annotations", key)) => owned(meta.annotations.as_ref().and_then(|map| map.get(key))),
+            Some(("metadata.annotations", key)) => {
+                owned(meta.annotations.as_ref().and_then(|map| map.get(key)))
+            }
             _ => return Err(Error::Field(path.to_owned())),
         },
     })
@@ -175,19 +188,45 @@ fn lines(map: Option<&BTreeMap<String, String>>) -> String {
     rows.join("\n")
 }
 
-fn from_source(name: &str, from: &EnvVarSource, container: &Container, facts: &Facts<'_>, found: &Found, namespace: &str) -> Result<Option<String>, Error> {
+fn from_source(
+    name: &str,
+    from: &EnvVarSource,
+    container: &Container,
+    facts: &Facts<'_>,
+    found: &Found,
+    namespace: &str,
+) -> Result<Option<String>, Error> {
     if let Some(reference) = &from.config_map_key_ref {
-        return key(found, namespace, ObjectKind::ConfigMap, &reference.name, &reference.key, reference.optional);
+        return key(
+            found,
+            namespace,
+            ObjectKind::ConfigMap,
+            &reference.name,
+            &reference.key,
+            reference.optional,
+        );
     }
     if let Some(reference) = &from.secret_key_ref {
-        return key(found, namespace, ObjectKind::Secret, &reference.name, &reference.key, reference.optional);
+        return key(
+            found,
+            namespace,
+            ObjectKind::Secret,
+            &reference.name,
+            &reference.key,
+            reference.optional,
+        );
     }
     if let Some(reference) = &from.field_ref {
         return field(&reference.field_path, facts).map(Some);
     }
     if let Some(reference) = &from.resource_field_ref {
         let of = container_named(reference.container_name.as_deref(), container, facts.pod.spec.as_ref());
-        return Ok(Some(resources::field(&reference.resource, reference.divisor.as_ref(), of, facts.allocatable)?));
+        return Ok(Some(resources::field(
+            &reference.resource,
+            reference.divisor.as_ref(),
+            of,
+            facts.allocatable,
+        )?));
     }
     Err(Error::Source(name.to_owned()))
 }
@@ -197,7 +236,13 @@ fn container_named<'a>(name: Option<&str>, this: &'a Container, spec: Option<&'a
     spec.and_then(|spec| spec.containers.iter().find(|other| other.name == name)).unwrap_or(this)
 }
 
-fn object<'a>(found: &'a Found, namespace: &str, kind: ObjectKind, name: &str, optional: Option<bool>) -> Result<Option<&'a Arc<Data>>, Error> {
+fn object<'a>(
+    found: &'a Found,
+    namespace: &str,
+    kind: ObjectKind,
+    name: &str,
+    optional: Option<bool>,
+) -> Result<Option<&'a Arc<Data>>, Error> {
     let object = ObjectName { kind, namespace: namespace.to_owned(), name: name.to_owned() };
     match found.get(&object).and_then(Option::as_ref) {
         Some(data) => Ok(Some(data)),
@@ -206,7 +251,14 @@ fn object<'a>(found: &'a Found, namespace: &str, kind: ObjectKind, name: &str, o
     }
 }
 
-fn key(found: &Found, namespace: &str, kind: ObjectKind, name: &str, key: &str, optional: Option<bool>) -> Result<Option<String>, Error> {
+fn key(
+    found: &Found,
+    namespace: &str,
+    kind: ObjectKind,
+    name: &str,
+    key: &str,
+    optional: Option<bool>,
+) -> Result<Option<String>, Error> {
     let Some(data) = object(found, namespace, kind, name, optional)? else { return Ok(None) };
     match data.text.get(key) {
         Some(value) => Ok(Some(String::from_utf8_lossy(value).into_owned())),
@@ -245,7 +297,11 @@ mod tests {
 
     #[test]
     fn references_expand_as_kubernetes_says() {
-        let lookup = |name: &str| match name { "A" => Some("1"), "B_C" => Some("two"), _ => None };
+        let lookup = |name: &str| match name {
+            "A" => Some("1"),
+            "B_C" => Some("two"),
+            _ => None,
+        };
         for (text, want) in [
             ("plain", "plain"),
             ("$(A)-$(B_C)", "1-two"),
@@ -266,22 +322,36 @@ mod tests {
     }
 
     fn data(pairs: &[(&str, &str)]) -> Option<Arc<Data>> {
-        Some(Arc::new(Data { text: pairs.iter().map(|(k, v)| ((*k).to_owned(), v.as_bytes().to_vec().into())).collect() }))
+        Some(Arc::new(Data {
+            text: pairs.iter().map(|(k, v)| ((*k).to_owned(), v.as_bytes().to_vec().into())).collect(),
+        }))
     }
 
     fn run(container: serde_json::Value, found: &Found) -> Result<Vec<(String, String)>, Error> {
         let container: Container = serde_json::from_value(container).unwrap();
         let pod = pod();
         let machine = resources::Machine { cpu_millis: 2000, memory: 1 << 30, storage: 1 << 34 };
-        let facts = Facts { pod: &pod, node: "n1", host_ip: "10.0.0.1", pod_ips: &["10.1.0.2".to_owned()], allocatable: &machine };
+        let facts = Facts {
+            pod: &pod,
+            node: "n1",
+            host_ip: "10.0.0.1",
+            pod_ips: &["10.1.0.2".to_owned()],
+            allocatable: &machine,
+        };
         build(&container, &facts, found)
     }
 
     #[test]
     fn sources_come_in_order_and_later_ones_win() {
         let found = Found::from([
-            (ObjectName { kind: ObjectKind::ConfigMap, namespace: "ns".into(), name: "cm".into() }, data(&[("a", "from-cm"), ("b", "b-cm")])),
-            (ObjectName { kind: ObjectKind::Secret, namespace: "ns".into(), name: "s".into() }, data(&[("key", "hush")])),
+            (
+                ObjectName { kind: ObjectKind::ConfigMap, namespace: "ns".into(), name: "cm".into() },
+                data(&[("a", "from-cm"), ("b", "b-cm")]),
+            ),
+            (
+                ObjectName { kind: ObjectKind::Secret, namespace: "ns".into(), name: "s".into() },
+                data(&[("key", "hush")]),
+            ),
         ]);
         let env = run(json!({"name": "c", "envFrom": [{"prefix": "P_", "configMapRef": {"name": "cm"}}, {"secretRef": {"name": "none", "optional": true}}],
             "env": [
@@ -293,7 +363,15 @@ mod tests {
                 {"name": "L", "valueFrom": {"fieldRef": {"fieldPath": "metadata.labels['app']"}}},
                 {"name": "N", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
             ]}), &found).unwrap();
-        let want = [("P_a", "over"), ("P_b", "b-cm"), ("X", "over/b-cm/$(Y)"), ("S", "hush"), ("IP", "10.1.0.2"), ("L", "x"), ("N", "n1")];
+        let want = [
+            ("P_a", "over"),
+            ("P_b", "b-cm"),
+            ("X", "over/b-cm/$(Y)"),
+            ("S", "hush"),
+            ("IP", "10.1.0.2"),
+            ("L", "x"),
+            ("N", "n1"),
+        ];
         assert_eq!(env, want.map(|(k, v)| (k.to_owned(), v.to_owned())));
     }
 
@@ -303,7 +381,10 @@ mod tests {
         let missing = run(reference.clone(), &Found::new()).unwrap_err();
         assert_eq!(missing.to_string(), "configmap \"cm\" not found");
         assert_eq!(missing.waits_for().map(|object| object.name.as_str()), Some("cm"));
-        let found = Found::from([(ObjectName { kind: ObjectKind::ConfigMap, namespace: "ns".into(), name: "cm".into() }, data(&[]))]);
+        let found = Found::from([(
+            ObjectName { kind: ObjectKind::ConfigMap, namespace: "ns".into(), name: "cm".into() },
+            data(&[]),
+        )]);
         assert_eq!(run(reference, &found).unwrap_err().to_string(), "couldn't find key k in ConfigMap ns/cm");
     }
 }

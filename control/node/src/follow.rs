@@ -126,7 +126,10 @@ pub async fn follow(client: kube::Client, part: Part, changes: mpsc::Sender<Chan
 }
 
 fn request(path: String) -> Result<Request<Vec<u8>>, Error> {
-    Ok(Request::get(path).header("accept", "application/json").header("accept-encoding", "identity").body(Vec::new())?)
+    Ok(Request::get(path)
+        .header("accept", "application/json")
+        .header("accept-encoding", "identity")
+        .body(Vec::new())?)
 }
 
 /// Everything in the part (in pages as `kubectl` asks for them) and the revision of that answer.
@@ -134,7 +137,12 @@ async fn list(client: &kube::Client, part: &Part) -> Result<(Vec<Bytes>, String)
     let mut items = Vec::new();
     let mut next = String::new();
     loop {
-        let path = format!("{}?fieldSelector={}&limit=500&continue={}", part.path, escape(&part.fields), escape(&next));
+        let path = format!(
+            "{}?fieldSelector={}&limit=500&continue={}",
+            part.path,
+            escape(&part.fields),
+            escape(&next)
+        );
         let path = if next.is_empty() { path.trim_end_matches("&continue=").to_owned() } else { path };
         let list: List = client.request(request(path)?).await?;
         items.extend(list.items.iter().map(|item| Bytes::copy_from_slice(item.get().as_bytes())));
@@ -145,7 +153,13 @@ async fn list(client: &kube::Client, part: &Part) -> Result<(Vec<Bytes>, String)
     }
 }
 
-async fn watch(client: &kube::Client, part: &Part, from: String, revision: &mut Option<String>, changes: &mpsc::Sender<Change>) -> Result<(), Error> {
+async fn watch(
+    client: &kube::Client,
+    part: &Part,
+    from: String,
+    revision: &mut Option<String>,
+    changes: &mpsc::Sender<Change>,
+) -> Result<(), Error> {
     let path = format!(
         "{}?watch=true&allowWatchBookmarks=true&fieldSelector={}&resourceVersion={from}",
         part.path,

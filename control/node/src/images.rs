@@ -26,7 +26,8 @@ impl Policy {
             Some(_) => Self::IfNotPresent,
             None => {
                 let name = image.rsplit('/').next().unwrap_or(image);
-                let tagged = name.contains('@') || name.split_once(':').is_some_and(|(_, tag)| tag != "latest");
+                let tagged =
+                    name.contains('@') || name.split_once(':').is_some_and(|(_, tag)| tag != "latest");
                 if tagged { Self::IfNotPresent } else { Self::Always }
             }
         }
@@ -60,7 +61,9 @@ pub enum Error {
     Never { image: String },
     #[error("Failed to inspect image \"{image}\": {words}")]
     Inspect { image: String, words: String },
-    #[error("Failed to apply default image tag \"{image}\": couldn't parse image name \"{image}\": invalid reference format")]
+    #[error(
+        "Failed to apply default image tag \"{image}\": couldn't parse image name \"{image}\": invalid reference format"
+    )]
     Name { image: String },
 }
 
@@ -98,11 +101,18 @@ impl Images {
         let spec = v1::ImageSpec { image: image.to_owned(), ..Default::default() };
         let request = v1::ImageStatusRequest { image: Some(spec), verbose: false };
         let status = self.runtime.image.clone().image_status(request).await;
-        let status = status.map_err(|status| Error::Inspect { image: image.to_owned(), words: status.message().to_owned() })?;
+        let status = status.map_err(|status| Error::Inspect {
+            image: image.to_owned(),
+            words: status.message().to_owned(),
+        })?;
         Ok(status.into_inner().image.map(|image| {
             let kind = image.spec.as_ref().and_then(|spec| spec.annotations.get(annotation::IMAGE_KIND));
             Arc::new(Image {
-                kind: if kind.is_some_and(|kind| kind == annotation::KIND_WASM) { Kind::Wasm } else { Kind::Oci },
+                kind: if kind.is_some_and(|kind| kind == annotation::KIND_WASM) {
+                    Kind::Wasm
+                } else {
+                    Kind::Oci
+                },
                 uid: image.uid.map(|uid| uid.value),
                 username: image.username,
                 id: image.id,
@@ -114,20 +124,32 @@ impl Images {
     ///
     /// # Errors
     /// In the registry's own words.
-    pub async fn pull(&self, image: &str, sandbox: Option<v1::PodSandboxConfig>) -> Result<Arc<Image>, Error> {
+    pub async fn pull(
+        &self,
+        image: &str,
+        sandbox: Option<v1::PodSandboxConfig>,
+    ) -> Result<Arc<Image>, Error> {
         let pull = {
             let mut pulls = self.pulls.lock().unwrap_or_else(PoisonError::into_inner);
             // One that nobody waits for any more stands still; joining it goes on with it.
             pulls.retain(|_, pull| pull.peek().is_none());
             let this = self.clone();
             let name = image.to_owned();
-            pulls.entry(image.to_owned()).or_insert_with(|| async move { this.pull_now(name, sandbox).await }.boxed().shared()).clone()
+            pulls
+                .entry(image.to_owned())
+                .or_insert_with(|| async move { this.pull_now(name, sandbox).await }.boxed().shared())
+                .clone()
         };
         pull.await
     }
 
-    async fn pull_now(self, image: String, sandbox: Option<v1::PodSandboxConfig>) -> Result<Arc<Image>, Error> {
-        let spec = v1::ImageSpec { image: image.clone(), user_specified_image: image.clone(), ..Default::default() };
+    async fn pull_now(
+        self,
+        image: String,
+        sandbox: Option<v1::PodSandboxConfig>,
+    ) -> Result<Arc<Image>, Error> {
+        let spec =
+            v1::ImageSpec { image: image.clone(), user_specified_image: image.clone(), ..Default::default() };
         let request = v1::PullImageRequest { image: Some(spec), auth: None, sandbox_config: sandbox };
         let pulled = self.runtime.image.clone().pull_image(request).await;
         if let Err(status) = pulled {

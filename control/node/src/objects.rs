@@ -123,10 +123,16 @@ impl Objects {
         }
         watched.retain(|_, shared| shared.strong_count() > 0);
         let (tx, state) = watch::channel(Seen::Unknown);
-        let part = Part { path: name.kind.kind().path(&name.namespace), fields: format!("metadata.name={}", name.name) };
+        let part = Part {
+            path: name.kind.kind().path(&name.namespace),
+            fields: format!("metadata.name={}", name.name),
+        };
         let (changes, received) = mpsc::channel(4);
         let (client, kind) = (self.rest.client().clone(), name.kind);
-        let task = tokio::spawn(async move { tokio::join!(follow(client, part, changes), publish(kind, received, tx)) });
+        let task =
+            tokio::spawn(
+                async move { tokio::join!(follow(client, part, changes), publish(kind, received, tx)) },
+            );
         let shared = Arc::new(Shared { state, task: task.abort_handle() });
         watched.insert(name.clone(), Arc::downgrade(&shared));
         shared
@@ -178,12 +184,17 @@ struct Object {
 
 impl Object {
     fn data(self, kind: ObjectKind) -> Data {
-        let decode = |text: String| Bytes::from(base64::engine::general_purpose::STANDARD.decode(text).unwrap_or_default());
+        let decode = |text: String| {
+            Bytes::from(base64::engine::general_purpose::STANDARD.decode(text).unwrap_or_default())
+        };
         let plain = self.data.unwrap_or_default().into_iter();
-        let binary = self.binary_data.unwrap_or_default().into_iter().map(|(key, value)| (key, decode(value)));
+        let binary =
+            self.binary_data.unwrap_or_default().into_iter().map(|(key, value)| (key, decode(value)));
         Data {
             text: match kind {
-                ObjectKind::ConfigMap => plain.map(|(key, value)| (key, Bytes::from(value))).chain(binary).collect(),
+                ObjectKind::ConfigMap => {
+                    plain.map(|(key, value)| (key, Bytes::from(value))).chain(binary).collect()
+                }
                 ObjectKind::Secret => plain.map(|(key, value)| (key, decode(value))).collect(),
             },
         }

@@ -59,7 +59,9 @@ pub struct Settings {
 /// Why a probe cannot be run by this version.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    #[error("{0} probes are not offered by this version of Wharf's node agent: the probe is taken as succeeding")]
+    #[error(
+        "{0} probes are not offered by this version of Wharf's node agent: the probe is taken as succeeding"
+    )]
     Unsupported(&'static str),
     #[error("the probe names a port \"{0}\" that the container does not have")]
     Port(String),
@@ -77,20 +79,33 @@ pub fn settings(probe: &Probe, container: &Container) -> Result<Settings, Error>
             host: get.host.clone().filter(|host| !host.is_empty()),
             port: port(&get.port, container)?,
             path: if path.starts_with('/') { path } else { format!("/{path}") },
-            headers: get.http_headers.iter().flatten().map(|header| (header.name.clone(), header.value.clone())).collect(),
+            headers: get
+                .http_headers
+                .iter()
+                .flatten()
+                .map(|header| (header.name.clone(), header.value.clone()))
+                .collect(),
         }
     } else if let Some(tcp) = &probe.tcp_socket {
-        Target::Tcp { host: tcp.host.clone().filter(|host| !host.is_empty()), port: port(&tcp.port, container)? }
+        Target::Tcp {
+            host: tcp.host.clone().filter(|host| !host.is_empty()),
+            port: port(&tcp.port, container)?,
+        }
     } else if probe.grpc.is_some() {
         return Err(Error::Unsupported("gRPC"));
     } else {
         return Err(Error::Unsupported("exec"));
     };
-    let at_least_one = |value: Option<i32>, default: u32| value.and_then(|value| u32::try_from(value).ok()).filter(|value| *value > 0).unwrap_or(default);
-    let seconds = |value: Option<i32>, default: u32| Duration::from_secs(u64::from(at_least_one(value, default)));
+    let at_least_one = |value: Option<i32>, default: u32| {
+        value.and_then(|value| u32::try_from(value).ok()).filter(|value| *value > 0).unwrap_or(default)
+    };
+    let seconds =
+        |value: Option<i32>, default: u32| Duration::from_secs(u64::from(at_least_one(value, default)));
     Ok(Settings {
         target,
-        initial: Duration::from_secs(probe.initial_delay_seconds.and_then(|seconds| u64::try_from(seconds).ok()).unwrap_or(0)),
+        initial: Duration::from_secs(
+            probe.initial_delay_seconds.and_then(|seconds| u64::try_from(seconds).ok()).unwrap_or(0),
+        ),
         period: seconds(probe.period_seconds, 10),
         timeout: seconds(probe.timeout_seconds, 1),
         successes: at_least_one(probe.success_threshold, 1),
@@ -149,7 +164,13 @@ pub enum Answer {
 }
 
 /// Runs until dropped. `turned` is told each new verdict, `failed` each failure in words.
-pub async fn run<F: Future<Output = ()> + Send>(settings: Settings, purpose: Purpose, pod: IpAddr, turned: impl Fn(bool) -> F + Send, failed: impl Fn(&str) + Send) {
+pub async fn run<F: Future<Output = ()> + Send>(
+    settings: Settings,
+    purpose: Purpose,
+    pod: IpAddr,
+    turned: impl Fn(bool) -> F + Send,
+    failed: impl Fn(&str) + Send,
+) {
     tokio::time::sleep(settings.initial).await;
     let mut threshold = Threshold::new(&settings);
     // A server that has just been started listens a moment later. Where no delay is asked for, and for as long as nothing
@@ -205,7 +226,11 @@ async fn ask_now(target: &Target, pod: IpAddr) -> Answer {
         Ok(stream) => stream,
         Err(error) => {
             let words = format!("dial tcp {name}:{port}: {error}");
-            return if error.kind() == std::io::ErrorKind::ConnectionRefused { Answer::Refused(words) } else { Answer::Bad(words) };
+            return if error.kind() == std::io::ErrorKind::ConnectionRefused {
+                Answer::Refused(words)
+            } else {
+                Answer::Bad(words)
+            };
         }
     };
     let Target::Http { tls, path, headers, .. } = target else { return Answer::Good };
@@ -222,17 +247,28 @@ async fn ask_now(target: &Target, pod: IpAddr) -> Answer {
     }
 }
 
-async fn get(stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static, host: &str, port: u16, path: &str, headers: &[(String, String)]) -> Answer {
+async fn get(
+    stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
+    host: &str,
+    port: u16,
+    path: &str,
+    headers: &[(String, String)],
+) -> Answer {
     /// A probe's answer is not read beyond this.
     const BODY: usize = 10 << 10;
-    let bad = |error: &dyn std::fmt::Display| Answer::Bad(format!("Get \"http://{host}:{port}{path}\": {error}"));
+    let bad =
+        |error: &dyn std::fmt::Display| Answer::Bad(format!("Get \"http://{host}:{port}{path}\": {error}"));
     let (mut sender, connection) = match hyper::client::conn::http1::handshake(TokioIo::new(stream)).await {
         Ok(pair) => pair,
         Err(error) => return bad(&error),
     };
     let authority = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
-    let mut request = http::Request::get(path).header("user-agent", "kube-probe/1.36").header("accept", "*/*").header("connection", "close");
-    let own_host = headers.iter().find(|(name, _)| name.eq_ignore_ascii_case("host")).map(|(_, value)| value.as_str());
+    let mut request = http::Request::get(path)
+        .header("user-agent", "kube-probe/1.36")
+        .header("accept", "*/*")
+        .header("connection", "close");
+    let own_host =
+        headers.iter().find(|(name, _)| name.eq_ignore_ascii_case("host")).map(|(_, value)| value.as_str());
     request = request.header("host", own_host.unwrap_or(&authority));
     for (name, value) in headers.iter().filter(|(name, _)| !name.eq_ignore_ascii_case("host")) {
         request = request.header(name, value);
@@ -246,15 +282,22 @@ async fn get(stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + 
         let status = response.status();
         let body = Limited::new(response.into_body(), BODY).collect().await;
         drop(body); // read so that the server sees an orderly end; its content does not matter
-        Ok(if status.as_u16() >= 200 && status.as_u16() < 400 { Answer::Good } else { Answer::Bad(format!("HTTP probe failed with statuscode: {}", status.as_u16())) })
+        Ok(if status.as_u16() >= 200 && status.as_u16() < 400 {
+            Answer::Good
+        } else {
+            Answer::Bad(format!("HTTP probe failed with statuscode: {}", status.as_u16()))
+        })
     };
+    let mut exchange = std::pin::pin!(exchange);
     tokio::select! {
-        answer = exchange => answer.unwrap_or_else(|answer| answer),
+        biased;
+        answer = &mut exchange => answer,
         ended = connection => match ended {
-            Ok(()) => bad(&"the connection was closed without an answer"),
-            Err(error) => bad(&error),
+            Ok(()) => exchange.await, // the answer came together with the end
+            Err(error) => Err(bad(&error)),
         },
     }
+    .unwrap_or_else(|answer| answer)
 }
 
 /// A probe asks whether somebody answers, not who: certificates are not verified, as in Kubernetes.
@@ -264,13 +307,30 @@ fn unverified() -> Arc<rustls::ClientConfig> {
     #[derive(Debug)]
     struct Anybody(Vec<rustls::SignatureScheme>);
     impl ServerCertVerifier for Anybody {
-        fn verify_server_cert(&self, _: &CertificateDer<'_>, _: &[CertificateDer<'_>], _: &ServerName<'_>, _: &[u8], _: UnixTime) -> Result<ServerCertVerified, rustls::Error> {
+        fn verify_server_cert(
+            &self,
+            _: &CertificateDer<'_>,
+            _: &[CertificateDer<'_>],
+            _: &ServerName<'_>,
+            _: &[u8],
+            _: UnixTime,
+        ) -> Result<ServerCertVerified, rustls::Error> {
             Ok(ServerCertVerified::assertion())
         }
-        fn verify_tls12_signature(&self, _: &[u8], _: &CertificateDer<'_>, _: &rustls::DigitallySignedStruct) -> Result<HandshakeSignatureValid, rustls::Error> {
+        fn verify_tls12_signature(
+            &self,
+            _: &[u8],
+            _: &CertificateDer<'_>,
+            _: &rustls::DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, rustls::Error> {
             Ok(HandshakeSignatureValid::assertion())
         }
-        fn verify_tls13_signature(&self, _: &[u8], _: &CertificateDer<'_>, _: &rustls::DigitallySignedStruct) -> Result<HandshakeSignatureValid, rustls::Error> {
+        fn verify_tls13_signature(
+            &self,
+            _: &[u8],
+            _: &CertificateDer<'_>,
+            _: &rustls::DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, rustls::Error> {
             Ok(HandshakeSignatureValid::assertion())
         }
         fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
@@ -298,7 +358,8 @@ mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     fn container() -> Container {
-        serde_json::from_value(json!({"name": "c", "ports": [{"name": "web", "containerPort": 8081}]})).unwrap()
+        serde_json::from_value(json!({"name": "c", "ports": [{"name": "web", "containerPort": 8081}]}))
+            .unwrap()
     }
 
     fn read(probe: serde_json::Value) -> Result<Settings, Error> {
@@ -308,8 +369,14 @@ mod tests {
     #[test]
     fn probes_are_read_with_kubernetes_defaults() {
         let http = read(json!({"httpGet": {"path": "ok", "port": "web"}})).unwrap();
-        assert_eq!(http.target, Target::Http { tls: false, host: None, port: 8081, path: "/ok".into(), headers: vec![] });
-        assert_eq!((http.period.as_secs(), http.timeout.as_secs(), http.successes, http.failures), (10, 1, 1, 3));
+        assert_eq!(
+            http.target,
+            Target::Http { tls: false, host: None, port: 8081, path: "/ok".into(), headers: vec![] }
+        );
+        assert_eq!(
+            (http.period.as_secs(), http.timeout.as_secs(), http.successes, http.failures),
+            (10, 1, 1, 3)
+        );
         assert_eq!(read(json!({"tcpSocket": {"port": 1}, "failureThreshold": 7})).unwrap().failures, 7);
         assert_eq!(read(json!({"tcpSocket": {"port": "no"}})).unwrap_err(), Error::Port("no".into()));
         assert!(read(json!({"exec": {"command": ["x"]}})).is_err());
@@ -317,7 +384,8 @@ mod tests {
 
     #[test]
     fn verdicts_turn_at_their_thresholds() {
-        let settings = read(json!({"tcpSocket": {"port": 1}, "failureThreshold": 3, "successThreshold": 2})).unwrap();
+        let settings =
+            read(json!({"tcpSocket": {"port": 1}, "failureThreshold": 3, "successThreshold": 2})).unwrap();
         let mut threshold = Threshold::new(&settings);
         let answers = [true, true, true, false, false, true, false, false, false, false, true, true];
         let verdicts: Vec<_> = answers.iter().map(|good| threshold.note(*good)).collect();
@@ -365,7 +433,16 @@ mod tests {
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let settings = read(json!({"tcpSocket": {"port": free.port()}, "periodSeconds": 60})).unwrap();
         let (tx, mut rx) = tokio::sync::mpsc::channel(1);
-        let task = tokio::spawn(run(settings, Purpose::Readiness, free.ip(), move |good| { let tx = tx.clone(); async move { tx.send(good).await.unwrap() } }, |_: &str| {}));
+        let task = tokio::spawn(run(
+            settings,
+            Purpose::Readiness,
+            free.ip(),
+            move |good| {
+                let tx = tx.clone();
+                async move { tx.send(good).await.unwrap() }
+            },
+            |_: &str| {},
+        ));
         tokio::time::sleep(Duration::from_millis(30)).await;
         let _listener = tokio::net::TcpListener::bind(free).await.unwrap();
         let verdict = tokio::time::timeout(Duration::from_secs(5), rx.recv()).await.unwrap();

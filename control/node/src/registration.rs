@@ -58,13 +58,18 @@ impl Machine {
         let storage = i64::try_from(disk.blocks() as u128 * disk.fragment_size() as u128).unwrap_or(i64::MAX);
         let cpus = std::thread::available_parallelism().map_err(failed("processors"))?.get();
         let uname = nix::sys::utsname::uname().map_err(|errno| failed("kernel version")(errno.into()))?;
-        let read = |path: &str| std::fs::read_to_string(path).map(|text| text.trim().to_owned()).unwrap_or_default(); // not on every machine
+        let read =
+            |path: &str| std::fs::read_to_string(path).map(|text| text.trim().to_owned()).unwrap_or_default(); // not on every machine
         let release = read("/etc/os-release");
         let pretty = release.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="));
         let machine_id = read("/etc/machine-id");
         let uuid = read("/sys/class/dmi/id/product_uuid");
         Ok(Self {
-            resources: resources::Machine { cpu_millis: i64::try_from(cpus).unwrap_or(1) * 1000, memory, storage },
+            resources: resources::Machine {
+                cpu_millis: i64::try_from(cpus).unwrap_or(1) * 1000,
+                memory,
+                storage,
+            },
             kernel: uname.release().to_string_lossy().into_owned(),
             os_image: pretty.unwrap_or("Linux").trim_matches('"').to_owned(),
             system_uuid: if uuid.is_empty() { machine_id.clone() } else { uuid },
@@ -161,9 +166,18 @@ impl Registration {
     }
 
     /// Pure: the status now; `times` are those of the last transitions.
-    fn status(&self, health: &Health, times: &mut BTreeMap<String, (String, Timestamp)>, now: Timestamp) -> Value {
+    fn status(
+        &self,
+        health: &Health,
+        times: &mut BTreeMap<String, (String, Timestamp)>,
+        now: Timestamp,
+    ) -> Value {
         let ready = health.ready();
-        let unready = if health.message.is_empty() { "container runtime status check may not have completed yet" } else { &health.message };
+        let unready = if health.message.is_empty() {
+            "container runtime status check may not have completed yet"
+        } else {
+            &health.message
+        };
         let mut condition = |kind: &str, on: bool, reason: &str, message: &str| {
             let status = if on { "True" } else { "False" };
             let entry = times.entry(kind.to_owned()).or_insert_with(|| (status.to_owned(), now));
@@ -173,10 +187,24 @@ impl Registration {
             json!({"type": kind, "status": status, "reason": reason, "message": message, "lastHeartbeatTime": now.to_string(), "lastTransitionTime": entry.1.to_string()})
         };
         let conditions = [
-            condition("MemoryPressure", false, "KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
+            condition(
+                "MemoryPressure",
+                false,
+                "KubeletHasSufficientMemory",
+                "kubelet has sufficient memory available",
+            ),
             condition("DiskPressure", false, "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
-            condition("PIDPressure", false, "KubeletHasSufficientPID", "kubelet has sufficient PID available"),
-            if ready { condition("Ready", true, "KubeletReady", "kubelet is posting ready status") } else { condition("Ready", false, "KubeletNotReady", unready) },
+            condition(
+                "PIDPressure",
+                false,
+                "KubeletHasSufficientPID",
+                "kubelet has sufficient PID available",
+            ),
+            if ready {
+                condition("Ready", true, "KubeletReady", "kubelet is posting ready status")
+            } else {
+                condition("Ready", false, "KubeletNotReady", unready)
+            },
         ];
         let handlers: Vec<Value> = health
             .handlers
@@ -238,7 +266,10 @@ pub async fn keep(
 ) {
     let work = async {
         let (uid_tx, uid) = watch::channel(String::new());
-        tokio::join!(keep_node(&registration, health, pod_cidr, ready, uid_tx), keep_lease(&registration, uid));
+        tokio::join!(
+            keep_node(&registration, health, pod_cidr, ready, uid_tx),
+            keep_lease(&registration, uid)
+        );
     };
     stop.run_until_cancelled(work).await;
 }
@@ -265,7 +296,13 @@ fn understood(change: Change) -> Option<Seen> {
     }
 }
 
-async fn keep_node(registration: &Registration, mut health: watch::Receiver<Health>, pod_cidr: watch::Sender<Option<String>>, ready: watch::Sender<bool>, uid: watch::Sender<String>) {
+async fn keep_node(
+    registration: &Registration,
+    mut health: watch::Receiver<Health>,
+    pod_cidr: watch::Sender<Option<String>>,
+    ready: watch::Sender<bool>,
+    uid: watch::Sender<String>,
+) {
     const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
     let mut times = BTreeMap::new();
     let (seen_tx, mut seen) = mpsc::channel(4);
@@ -287,7 +324,8 @@ async fn keep_node(registration: &Registration, mut health: watch::Receiver<Heal
     };
 
     let mut watching = false;
-    let part = Part { path: "/api/v1/nodes".to_owned(), fields: format!("metadata.name={}", registration.name) };
+    let part =
+        Part { path: "/api/v1/nodes".to_owned(), fields: format!("metadata.name={}", registration.name) };
     let watcher = follow(registration.rest.client().clone(), part, seen_tx);
     let mut watcher = std::pin::pin!(watcher);
 
@@ -296,11 +334,22 @@ async fn keep_node(registration: &Registration, mut health: watch::Receiver<Heal
     let mut written: Option<Value> = None;
     loop {
         if dirty {
-            let now = Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_else(|_| Timestamp::now());
+            let now =
+                Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_else(|_| Timestamp::now());
             let state = health.borrow_and_update().clone();
             let status = registration.status(&state, &mut times, now);
             let result = if registered {
-                registration.rest.patch::<Ignored>(NODES, &registration.key(), "status", PatchKind::Merge, &json!({"status": status})).await.map(drop)
+                registration
+                    .rest
+                    .patch::<Ignored>(
+                        NODES,
+                        &registration.key(),
+                        "status",
+                        PatchKind::Merge,
+                        &json!({"status": status}),
+                    )
+                    .await
+                    .map(drop)
             } else {
                 match registration.register(&status).await {
                     Ok(node) => {
@@ -310,9 +359,20 @@ async fn keep_node(registration: &Registration, mut health: watch::Receiver<Heal
                         // A Node that was there keeps its times; one whose create dropped the status needs it written.
                         for old in node.status.conditions.iter().flatten() {
                             let at = old.last_transition_time.unwrap_or(now);
-                            times.entry(old.r#type.clone()).and_modify(|entry| if entry.0 == old.status { entry.1 = at });
+                            times.entry(old.r#type.clone()).and_modify(|entry| {
+                                if entry.0 == old.status {
+                                    entry.1 = at
+                                }
+                            });
                         }
-                        let told = |kind: &str| node.status.conditions.iter().flatten().find(|condition| condition.r#type == kind).map(|condition| condition.status == "True");
+                        let told = |kind: &str| {
+                            node.status
+                                .conditions
+                                .iter()
+                                .flatten()
+                                .find(|condition| condition.r#type == kind)
+                                .map(|condition| condition.status == "True")
+                        };
                         if told("Ready") != Some(state.ready()) || node.status.conditions.is_none() {
                             continue;
                         }
@@ -327,7 +387,12 @@ async fn keep_node(registration: &Registration, mut health: watch::Receiver<Heal
                     pause = PAUSES.0;
                     written = Some(comparable(&status));
                     if state.ready() != *ready.borrow() {
-                        info!(node = registration.name, ready = state.ready(), reason = state.message, "the node's readiness changed");
+                        info!(
+                            node = registration.name,
+                            ready = state.ready(),
+                            reason = state.message,
+                            "the node's readiness changed"
+                        );
                     }
                     ready.send_replace(state.ready());
                 }
@@ -386,7 +451,11 @@ async fn keep_lease(registration: &Registration, mut uid: watch::Receiver<String
     loop {
         let now = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string();
         let renewal = json!({"spec": {"holderIdentity": registration.name, "leaseDurationSeconds": LEASE_SECONDS, "renewTime": now}});
-        let renewed = match registration.rest.patch::<Ignored>(LEASES, &key, "", PatchKind::Merge, &renewal).await {
+        let renewed = match registration
+            .rest
+            .patch::<Ignored>(LEASES, &key, "", PatchKind::Merge, &renewal)
+            .await
+        {
             Err(error) if error.is_not_found() => {
                 let owner = json!([{"apiVersion": "v1", "kind": "Node", "name": registration.name, "uid": uid.borrow().clone()}]);
                 let mut lease = renewal;
@@ -423,7 +492,9 @@ mod tests {
             labels: BTreeMap::from([("zone".into(), "a".into())]),
             max_pods: 10_000,
             machine: Machine::read(dir.path()).unwrap(),
-            rest: Rest::new(tokio::runtime::Runtime::new().unwrap().block_on(async { crate::pod::nowhere() })),
+            rest: Rest::new(
+                tokio::runtime::Runtime::new().unwrap().block_on(async { crate::pod::nowhere() }),
+            ),
         };
         let mut times = BTreeMap::new();
         let at = |second| Timestamp::from_second(second).unwrap();
@@ -431,8 +502,17 @@ mod tests {
         let first = registration.status(&health, &mut times, at(10));
         assert_eq!(first["capacity"]["pods"], "10000");
         let ready = |status: &Value| status["conditions"][3].clone();
-        assert_eq!((ready(&first)["status"].clone(), ready(&first)["reason"].clone()), (json!("False"), json!("KubeletNotReady")));
-        let health = Health { connected: true, runtime_ready: true, network_ready: true, version: "wharf://1".into(), ..health };
+        assert_eq!(
+            (ready(&first)["status"].clone(), ready(&first)["reason"].clone()),
+            (json!("False"), json!("KubeletNotReady"))
+        );
+        let health = Health {
+            connected: true,
+            runtime_ready: true,
+            network_ready: true,
+            version: "wharf://1".into(),
+            ..health
+        };
         let second = registration.status(&health, &mut times, at(20));
         assert_eq!(ready(&second)["lastTransitionTime"], "1970-01-01T00:00:20Z");
         assert_eq!(second["conditions"][0]["lastTransitionTime"], "1970-01-01T00:00:10Z");

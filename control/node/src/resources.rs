@@ -139,7 +139,12 @@ fn oom_score_adj(container: &Container, spec: &PodSpec, machine: &Machine) -> i6
 }
 
 /// A container's resource for `resourceFieldRef`, divided and rounded up. Where no limit is set the machine's is told.
-pub fn field(resource: &str, divisor: Option<&Quantity>, container: &Container, machine: &Machine) -> Result<String, FieldError> {
+pub fn field(
+    resource: &str,
+    divisor: Option<&Quantity>,
+    container: &Container,
+    machine: &Machine,
+) -> Result<String, FieldError> {
     let unknown = || FieldError(resource.to_owned());
     let (side, name) = resource.split_once('.').ok_or_else(unknown)?;
     let whole = match name {
@@ -154,7 +159,8 @@ pub fn field(resource: &str, divisor: Option<&Quantity>, container: &Container, 
         _ => return Err(unknown()),
     };
     let one = if name == "cpu" { 1000 } else { 1 };
-    let divisor = divisor.and_then(|divisor| scaled(divisor, name)).filter(|divisor| *divisor > 0).unwrap_or(one);
+    let divisor =
+        divisor.and_then(|divisor| scaled(divisor, name)).filter(|divisor| *divisor > 0).unwrap_or(one);
     Ok((value + divisor - 1).div_euclid(divisor).to_string())
 }
 
@@ -166,7 +172,11 @@ mod tests {
     const MACHINE: Machine = Machine { cpu_millis: 4000, memory: 8 << 30, storage: 100 << 30 };
 
     fn spec(resources: &[Value]) -> PodSpec {
-        let containers: Vec<Value> = resources.iter().enumerate().map(|(n, r)| json!({"name": format!("c{n}"), "resources": r})).collect();
+        let containers: Vec<Value> = resources
+            .iter()
+            .enumerate()
+            .map(|(n, r)| json!({"name": format!("c{n}"), "resources": r}))
+            .collect();
         serde_json::from_value(json!({"containers": containers})).unwrap()
     }
 
@@ -190,14 +200,24 @@ mod tests {
 
     #[test]
     fn cri_is_told_shares_quota_limit_and_score() {
-        let spec = spec(&[json!({"limits": {"cpu": "500m", "memory": "64Mi"}, "requests": {"cpu": "250m", "memory": "32Mi"}}), json!({})]);
+        let spec = spec(&[
+            json!({"limits": {"cpu": "500m", "memory": "64Mi"}, "requests": {"cpu": "250m", "memory": "32Mi"}}),
+            json!({}),
+        ]);
         let first = linux(&spec.containers[0], &spec, &MACHINE);
         assert_eq!((first.cpu_shares, first.cpu_quota, first.cpu_period), (256, 50_000, 100_000));
         assert_eq!((first.memory_limit_in_bytes, first.oom_score_adj), (64 << 20, 997));
         let second = linux(&spec.containers[1], &spec, &MACHINE);
-        assert_eq!((second.cpu_shares, second.cpu_quota, second.memory_limit_in_bytes, second.oom_score_adj), (2, 0, 0, 999));
+        assert_eq!(
+            (second.cpu_shares, second.cpu_quota, second.memory_limit_in_bytes, second.oom_score_adj),
+            (2, 0, 0, 999)
+        );
         let pod = linux_pod(&spec);
-        assert_eq!((pod.cpu_shares, pod.cpu_quota, pod.memory_limit_in_bytes), (256, 0, 0), "one container has no limit");
+        assert_eq!(
+            (pod.cpu_shares, pod.cpu_quota, pod.memory_limit_in_bytes),
+            (256, 0, 0),
+            "one container has no limit"
+        );
     }
 
     #[test]
@@ -212,7 +232,11 @@ mod tests {
             ("requests.cpu", None, "0"),
             ("limits.ephemeral-storage", quantity("1Gi"), "100"),
         ] {
-            assert_eq!(field(resource, divisor.as_ref(), &spec.containers[0], &MACHINE).unwrap(), want, "{resource}");
+            assert_eq!(
+                field(resource, divisor.as_ref(), &spec.containers[0], &MACHINE).unwrap(),
+                want,
+                "{resource}"
+            );
         }
         assert!(field("limits.gpu", None, &spec.containers[0], &MACHINE).is_err());
     }

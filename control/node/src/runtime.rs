@@ -8,7 +8,9 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use tracing::{debug, info, warn};
-use wharf_cri::v1::{self, image_service_client::ImageServiceClient, runtime_service_client::RuntimeServiceClient};
+use wharf_cri::v1::{
+    self, image_service_client::ImageServiceClient, runtime_service_client::RuntimeServiceClient,
+};
 
 /// Labels and annotations by which a kubelet finds its things again in a runtime.
 pub mod label {
@@ -136,7 +138,12 @@ async fn connection(
     let mut events = client.get_container_events(v1::GetEventsRequest {}).await?.into_inner();
     let listed = list(&mut client).await?;
     *connected = true;
-    info!(name = version.runtime_name, version = version.runtime_version, pods = listed.len(), "connected to the container runtime");
+    info!(
+        name = version.runtime_name,
+        version = version.runtime_version,
+        pods = listed.len(),
+        "connected to the container runtime"
+    );
     // A closed channel means that the agent ends.
     let _ = reports.send(Report::Listed(listed)).await;
     if let Some(cidr) = &cidr {
@@ -166,12 +173,17 @@ async fn connection(
 
 async fn hand_over(client: &mut RuntimeServiceClient<Channel>, cidr: &str) -> Result<(), tonic::Status> {
     let network_config = Some(v1::NetworkConfig { pod_cidr: cidr.to_owned() });
-    let request = v1::UpdateRuntimeConfigRequest { runtime_config: Some(v1::RuntimeConfig { network_config }) };
+    let request =
+        v1::UpdateRuntimeConfigRequest { runtime_config: Some(v1::RuntimeConfig { network_config }) };
     client.update_runtime_config(request).await.map(drop)
 }
 
 /// Asks for the status and publishes it. True if it is not ready.
-async fn publish(client: &mut RuntimeServiceClient<Channel>, version: &v1::VersionResponse, health: &watch::Sender<Health>) -> Result<bool, tonic::Status> {
+async fn publish(
+    client: &mut RuntimeServiceClient<Channel>,
+    version: &v1::VersionResponse,
+    health: &watch::Sender<Health>,
+) -> Result<bool, tonic::Status> {
     let status = client.status(v1::StatusRequest::default()).await?.into_inner();
     let conditions = status.status.unwrap_or_default().conditions;
     let find = |name: &str| conditions.iter().find(|condition| condition.r#type == name);
@@ -180,7 +192,9 @@ async fn publish(client: &mut RuntimeServiceClient<Channel>, version: &v1::Versi
         .into_iter()
         .filter(|name| !is(name))
         .map(|name| match find(name) {
-            Some(condition) => format!("container runtime {name}=false: {}: {}", condition.reason, condition.message),
+            Some(condition) => {
+                format!("container runtime {name}=false: {}: {}", condition.reason, condition.message)
+            }
             None => format!("container runtime does not tell {name}"),
         })
         .collect();
@@ -192,7 +206,9 @@ async fn publish(client: &mut RuntimeServiceClient<Channel>, version: &v1::Versi
         version: format!("{}://{}", version.runtime_name, version.runtime_version),
         name: version.runtime_name.clone(),
         handlers: status.runtime_handlers,
-        supplemental_groups_policy: status.features.is_some_and(|features| features.supplemental_groups_policy),
+        supplemental_groups_policy: status
+            .features
+            .is_some_and(|features| features.supplemental_groups_policy),
     };
     let ready = now.ready();
     health.send_if_modified(|have| {
@@ -203,14 +219,19 @@ async fn publish(client: &mut RuntimeServiceClient<Channel>, version: &v1::Versi
     Ok(!ready)
 }
 
-async fn list(client: &mut RuntimeServiceClient<Channel>) -> Result<HashMap<Arc<str>, Inventory>, tonic::Status> {
+async fn list(
+    client: &mut RuntimeServiceClient<Channel>,
+) -> Result<HashMap<Arc<str>, Inventory>, tonic::Status> {
     let sandboxes = client.list_pod_sandbox(v1::ListPodSandboxRequest::default()).await?.into_inner().items;
-    let containers = client.list_containers(v1::ListContainersRequest::default()).await?.into_inner().containers;
+    let containers =
+        client.list_containers(v1::ListContainersRequest::default()).await?.into_inner().containers;
     let mut all: HashMap<Arc<str>, Inventory> = HashMap::new();
     let mut owner: HashMap<String, Arc<str>> = HashMap::new();
     for sandbox in sandboxes {
         // Sandboxes without the label are somebody else's (crictl's, say) and left alone.
-        let Some(uid) = sandbox.labels.get(label::POD_UID).map(|uid| Arc::<str>::from(uid.as_str())) else { continue };
+        let Some(uid) = sandbox.labels.get(label::POD_UID).map(|uid| Arc::<str>::from(uid.as_str())) else {
+            continue;
+        };
         owner.insert(sandbox.id.clone(), uid.clone());
         all.entry(uid).or_default().sandboxes.push(sandbox);
     }

@@ -24,7 +24,9 @@ pub enum Error {
     NoVolume(String),
     #[error("container has runAsNonRoot and image will run as root (pod: \"{pod}\", container: {container})")]
     Root { pod: String, container: String },
-    #[error("container has runAsNonRoot and image has non-numeric user ({user}), cannot verify user is non-root (pod: \"{pod}\", container: {container})")]
+    #[error(
+        "container has runAsNonRoot and image has non-numeric user ({user}), cannot verify user is non-root (pod: \"{pod}\", container: {container})"
+    )]
     UnknownUser { user: String, pod: String, container: String },
 }
 
@@ -55,16 +57,28 @@ pub fn hostname<'a>(pod: &'a Pod, node: &'a str) -> &'a str {
 }
 
 /// The sandbox's configuration.
-pub fn sandbox(pod: &Pod, attempt: u32, logs: &Path, node: &str, resolver: &v1::DnsConfig) -> v1::PodSandboxConfig {
+pub fn sandbox(
+    pod: &Pod,
+    attempt: u32,
+    logs: &Path,
+    node: &str,
+    resolver: &v1::DnsConfig,
+) -> v1::PodSandboxConfig {
     let spec = spec_of(pod);
     let meta = &pod.metadata;
     let text = |value: &Option<String>| value.clone().unwrap_or_default();
     let own: HashMap<String, String> = meta.labels.clone().unwrap_or_default().into_iter().collect();
-    let mut annotations: HashMap<String, String> = meta.annotations.clone().unwrap_or_default().into_iter().collect();
+    let mut annotations: HashMap<String, String> =
+        meta.annotations.clone().unwrap_or_default().into_iter().collect();
     for container in &spec.containers {
-        let tcp = |port: &&k8s_openapi::api::core::v1::ContainerPort| port.protocol.as_deref().unwrap_or("TCP") == "TCP";
+        let tcp = |port: &&k8s_openapi::api::core::v1::ContainerPort| {
+            port.protocol.as_deref().unwrap_or("TCP") == "TCP"
+        };
         if let Some(port) = container.ports.iter().flatten().find(tcp) {
-            annotations.insert(format!("{}{}", annotation::PORT_PREFIX, container.name), port.container_port.to_string());
+            annotations.insert(
+                format!("{}{}", annotation::PORT_PREFIX, container.name),
+                port.container_port.to_string(),
+            );
         }
     }
     let host_network = spec.host_network == Some(true);
@@ -83,12 +97,18 @@ pub fn sandbox(pod: &Pod, attempt: u32, logs: &Path, node: &str, resolver: &v1::
         })
         .collect();
     let context = spec.security_context.as_ref();
-    let privileged = spec.containers.iter().any(|c| c.security_context.as_ref().is_some_and(|context| context.privileged == Some(true)));
+    let privileged = spec
+        .containers
+        .iter()
+        .any(|c| c.security_context.as_ref().is_some_and(|context| context.privileged == Some(true)));
     let sysctls = context.and_then(|context| context.sysctls.as_ref()).into_iter().flatten();
     let security = v1::LinuxSandboxSecurityContext {
         namespace_options: Some(namespaces(spec)),
         run_as_user: context.and_then(|context| context.run_as_user).map(int),
-        run_as_group: context.and_then(|context| context.run_as_group).filter(|_| context.is_some_and(|c| c.run_as_user.is_some())).map(int),
+        run_as_group: context
+            .and_then(|context| context.run_as_group)
+            .filter(|_| context.is_some_and(|c| c.run_as_user.is_some()))
+            .map(int),
         supplemental_groups: groups(spec),
         supplemental_groups_policy: groups_policy(spec),
         privileged,
@@ -96,9 +116,16 @@ pub fn sandbox(pod: &Pod, attempt: u32, logs: &Path, node: &str, resolver: &v1::
         ..Default::default()
     };
     v1::PodSandboxConfig {
-        metadata: Some(v1::PodSandboxMetadata { name: text(&meta.name), uid: text(&meta.uid), namespace: text(&meta.namespace), attempt }),
+        metadata: Some(v1::PodSandboxMetadata {
+            name: text(&meta.name),
+            uid: text(&meta.uid),
+            namespace: text(&meta.namespace),
+            attempt,
+        }),
         hostname: hostname(pod, node).to_owned(),
-        log_directory: logs::pod_directory(logs, &text(&meta.namespace), &text(&meta.name), &text(&meta.uid)).display().to_string(),
+        log_directory: logs::pod_directory(logs, &text(&meta.namespace), &text(&meta.name), &text(&meta.uid))
+            .display()
+            .to_string(),
         dns_config: Some(dns::for_pod(spec, resolver)),
         port_mappings,
         labels: own.into_iter().chain(labels(pod)).collect(),
@@ -143,7 +170,8 @@ pub fn container(parts: &Parts<'_>) -> Result<v1::ContainerConfig, Error> {
     let Parts { facts, container, attempt, image, env, volumes, files } = *parts;
     let pod = facts.pod;
     let spec = spec_of(pod);
-    let known: BTreeMap<&str, &str> = env.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let known: BTreeMap<&str, &str> =
+        env.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
     let text = |text: &String| expand(text, |name| known.get(name).copied());
     let security = security(spec, container);
     check_user(pod, spec, container, image)?;
@@ -157,7 +185,9 @@ pub fn container(parts: &Parts<'_>) -> Result<v1::ContainerConfig, Error> {
             _ => String::new(),
         };
         let readonly = mount.read_only == Some(true);
-        let bound = volumes.bind(&mount.name, &sub_path, readonly).ok_or_else(|| Error::NoVolume(mount.name.clone()))??;
+        let bound = volumes
+            .bind(&mount.name, &sub_path, readonly)
+            .ok_or_else(|| Error::NoVolume(mount.name.clone()))??;
         mounts.push(v1::Mount {
             container_path: mount.mount_path.clone(),
             host_path: bound.host_path.display().to_string(),
@@ -171,7 +201,9 @@ pub fn container(parts: &Parts<'_>) -> Result<v1::ContainerConfig, Error> {
             ..Default::default()
         });
     }
-    let taken = |path: &str, mounts: &[v1::Mount]| mounts.iter().any(|mount| mount.container_path.trim_end_matches('/') == path);
+    let taken = |path: &str, mounts: &[v1::Mount]| {
+        mounts.iter().any(|mount| mount.container_path.trim_end_matches('/') == path)
+    };
     if let Some(hosts) = files.hosts.as_ref().filter(|_| oci && !taken("/etc/hosts", &mounts)) {
         mounts.push(file_mount("/etc/hosts", hosts));
     }
@@ -194,11 +226,18 @@ pub fn container(parts: &Parts<'_>) -> Result<v1::ContainerConfig, Error> {
     let name = container.image.clone().unwrap_or_default();
     Ok(v1::ContainerConfig {
         metadata: Some(v1::ContainerMetadata { name: container.name.clone(), attempt }),
-        image: Some(v1::ImageSpec { image: image.id.clone(), user_specified_image: name, ..Default::default() }),
+        image: Some(v1::ImageSpec {
+            image: image.id.clone(),
+            user_specified_image: name,
+            ..Default::default()
+        }),
         command: container.command.iter().flatten().map(text).collect(),
         args: container.args.iter().flatten().map(text).collect(),
         working_dir: container.working_dir.clone().unwrap_or_default(),
-        envs: env.iter().map(|(key, value)| v1::KeyValue { key: key.clone(), value: value.clone() }).collect(),
+        envs: env
+            .iter()
+            .map(|(key, value)| v1::KeyValue { key: key.clone(), value: value.clone() })
+            .collect(),
         mounts,
         labels,
         annotations: annotations.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
@@ -218,7 +257,11 @@ pub fn container(parts: &Parts<'_>) -> Result<v1::ContainerConfig, Error> {
 const DEFAULT_TERMINATION_PATH: &str = "/dev/termination-log";
 
 fn file_mount(container_path: &str, host_path: &str) -> v1::Mount {
-    v1::Mount { container_path: container_path.to_owned(), host_path: host_path.to_owned(), ..Default::default() }
+    v1::Mount {
+        container_path: container_path.to_owned(),
+        host_path: host_path.to_owned(),
+        ..Default::default()
+    }
 }
 
 fn int(value: i64) -> v1::Int64Value {
@@ -230,7 +273,8 @@ fn namespaces(spec: &PodSpec) -> v1::NamespaceOption {
     let shared = |host: Option<bool>, otherwise| if host == Some(true) { Node } else { otherwise };
     v1::NamespaceOption {
         network: shared(spec.host_network, Pod) as i32,
-        pid: shared(spec.host_pid, if spec.share_process_namespace == Some(true) { Pod } else { Container }) as i32,
+        pid: shared(spec.host_pid, if spec.share_process_namespace == Some(true) { Pod } else { Container })
+            as i32,
         ipc: shared(spec.host_ipc, Pod) as i32,
         target_id: String::new(),
         userns_options: None,
@@ -243,8 +287,13 @@ fn groups(spec: &PodSpec) -> Vec<i64> {
 }
 
 fn groups_policy(spec: &PodSpec) -> i32 {
-    let policy = spec.security_context.as_ref().and_then(|context| context.supplemental_groups_policy.as_deref());
-    (if policy == Some("Strict") { v1::SupplementalGroupsPolicy::Strict } else { v1::SupplementalGroupsPolicy::Merge }) as i32
+    let policy =
+        spec.security_context.as_ref().and_then(|context| context.supplemental_groups_policy.as_deref());
+    (if policy == Some("Strict") {
+        v1::SupplementalGroupsPolicy::Strict
+    } else {
+        v1::SupplementalGroupsPolicy::Merge
+    }) as i32
 }
 
 /// Unset means the runtime's default profile: safe unless somebody says otherwise.
@@ -252,7 +301,9 @@ fn seccomp(profile: Option<&SeccompProfile>) -> v1::SecurityProfile {
     use v1::security_profile::ProfileType;
     let (kind, local) = match profile {
         Some(profile) if profile.type_ == "Unconfined" => (ProfileType::Unconfined, String::new()),
-        Some(profile) if profile.type_ == "Localhost" => (ProfileType::Localhost, profile.localhost_profile.clone().unwrap_or_default()),
+        Some(profile) if profile.type_ == "Localhost" => {
+            (ProfileType::Localhost, profile.localhost_profile.clone().unwrap_or_default())
+        }
         _ => (ProfileType::RuntimeDefault, String::new()),
     };
     v1::SecurityProfile { profile_type: kind as i32, localhost_ref: local }
@@ -282,8 +333,10 @@ fn security(spec: &PodSpec, container: &Container) -> v1::LinuxContainerSecurity
     let user = own.and_then(|own| own.run_as_user).or(pod.and_then(|pod| pod.run_as_user));
     let group = own.and_then(|own| own.run_as_group).or(pod.and_then(|pod| pod.run_as_group));
     let open = privileged || own.is_some_and(|own| own.proc_mount.as_deref() == Some("Unmasked"));
-    let paths = |list: &[&str]| if open { Vec::new() } else { list.iter().map(|path| (*path).to_owned()).collect() };
-    let profile = own.and_then(|own| own.seccomp_profile.as_ref()).or(pod.and_then(|pod| pod.seccomp_profile.as_ref()));
+    let paths =
+        |list: &[&str]| if open { Vec::new() } else { list.iter().map(|path| (*path).to_owned()).collect() };
+    let profile =
+        own.and_then(|own| own.seccomp_profile.as_ref()).or(pod.and_then(|pod| pod.seccomp_profile.as_ref()));
     v1::LinuxContainerSecurityContext {
         capabilities: own.and_then(|own| own.capabilities.as_ref()).map(capabilities),
         privileged,
@@ -297,7 +350,10 @@ fn security(spec: &PodSpec, container: &Container) -> v1::LinuxContainerSecurity
         masked_paths: paths(MASKED),
         readonly_paths: paths(READONLY),
         seccomp: Some(if privileged && profile.is_none() {
-            v1::SecurityProfile { profile_type: v1::security_profile::ProfileType::Unconfined as i32, localhost_ref: String::new() }
+            v1::SecurityProfile {
+                profile_type: v1::security_profile::ProfileType::Unconfined as i32,
+                localhost_ref: String::new(),
+            }
         } else {
             seccomp(profile)
         }),
@@ -317,18 +373,31 @@ fn capabilities(of: &Capabilities) -> v1::Capability {
 fn check_user(pod: &Pod, spec: &PodSpec, container: &Container, image: &Image) -> Result<(), Error> {
     let context: Option<&SecurityContext> = container.security_context.as_ref();
     let pod_context = spec.security_context.as_ref();
-    let strict = context.and_then(|own| own.run_as_non_root).or(pod_context.and_then(|pod| pod.run_as_non_root)) == Some(true);
+    let strict =
+        context.and_then(|own| own.run_as_non_root).or(pod_context.and_then(|pod| pod.run_as_non_root))
+            == Some(true);
     if !strict || image.kind == Kind::Wasm {
         return Ok(()); // a wasm guest has no user
     }
     let meta = &pod.metadata;
-    let name = format!("{}_{}({})", meta.name.as_deref().unwrap_or_default(), meta.namespace.as_deref().unwrap_or_default(), meta.uid.as_deref().unwrap_or_default());
+    let name = format!(
+        "{}_{}({})",
+        meta.name.as_deref().unwrap_or_default(),
+        meta.namespace.as_deref().unwrap_or_default(),
+        meta.uid.as_deref().unwrap_or_default()
+    );
     let asked = context.and_then(|own| own.run_as_user).or(pod_context.and_then(|pod| pod.run_as_user));
     match asked.or(image.uid) {
         Some(0) => Err(Error::Root { pod: name, container: container.name.clone() }),
         Some(_) => Ok(()),
-        None if image.username.is_empty() => Err(Error::Root { pod: name, container: container.name.clone() }),
-        None => Err(Error::UnknownUser { user: image.username.clone(), pod: name, container: container.name.clone() }),
+        None if image.username.is_empty() => {
+            Err(Error::Root { pod: name, container: container.name.clone() })
+        }
+        None => Err(Error::UnknownUser {
+            user: image.username.clone(),
+            pod: name,
+            container: container.name.clone(),
+        }),
     }
 }
 
@@ -381,13 +450,24 @@ mod tests {
         let env = [("NAME".to_owned(), "sh".to_owned())];
         let make = |index: usize| {
             let container = &pod.spec.as_ref().unwrap().containers[index];
-            super::container(&Parts { facts: &facts, container, attempt: 3, image: &image, env: &env, volumes: &volumes, files: &files })
+            super::container(&Parts {
+                facts: &facts,
+                container,
+                attempt: 3,
+                image: &image,
+                env: &env,
+                volumes: &volumes,
+                files: &files,
+            })
         };
         let config = make(0).unwrap();
         assert_eq!(config.command, ["/bin/sh"]);
         assert_eq!(config.log_path, "a/3.log");
         assert_eq!(config.annotations[label::RESTART_COUNT], "3");
-        assert_eq!(config.mounts.iter().map(|mount| mount.container_path.as_str()).collect::<Vec<_>>(), ["/etc/hosts", "/dev/termination-log"]);
+        assert_eq!(
+            config.mounts.iter().map(|mount| mount.container_path.as_str()).collect::<Vec<_>>(),
+            ["/etc/hosts", "/dev/termination-log"]
+        );
         let security = config.linux.unwrap().security_context.unwrap();
         assert!(security.readonly_rootfs && security.no_new_privs && !security.masked_paths.is_empty());
         assert_eq!(security.run_as_user.unwrap().value, 1000);

@@ -130,7 +130,13 @@ pub struct Handle {
 const INBOX: usize = 16;
 
 /// Starts the worker of a pod. `inventory`: what the runtime had of it when last listed.
-pub fn start(shared: Arc<Shared>, key: Key, raw: Bytes, inventory: Option<Inventory>, stop: CancellationToken) -> Option<(Handle, impl Future<Output = ()> + Send)> {
+pub fn start(
+    shared: Arc<Shared>,
+    key: Key,
+    raw: Bytes,
+    inventory: Option<Inventory>,
+    stop: CancellationToken,
+) -> Option<(Handle, impl Future<Output = ()> + Send)> {
     let (inbox, messages) = mpsc::channel(INBOX);
     let worker = Worker::new(shared, key, raw, inventory, messages, inbox.clone())?;
     Some((Handle { inbox }, worker.run(stop)))

@@ -33,14 +33,29 @@ pub enum Done {
     Volumes(Result<Ready, volumes::Error>),
     /// An object behind the volumes changed.
     SourcesChanged,
-    Image { slot: usize, result: Result<Arc<Image>, images::Error> },
+    Image {
+        slot: usize,
+        result: Result<Arc<Image>, images::Error>,
+    },
     Sandbox(Result<Sandbox, String>),
-    Started { slot: usize, attempt: u32, result: Result<Record, StartError> },
-    Stopped { id: String, exit: Option<Exit> },
+    Started {
+        slot: usize,
+        attempt: u32,
+        result: Result<Record, StartError>,
+    },
+    Stopped {
+        id: String,
+        exit: Option<Exit>,
+    },
     /// A closer look at a container of which an event told too little. No exit: it is not there any more.
-    Looked { id: String, exit: Option<Exit> },
+    Looked {
+        id: String,
+        exit: Option<Exit>,
+    },
     /// The object for which a slot (or, none, the volumes) waited is there.
-    Appeared { slot: Option<usize> },
+    Appeared {
+        slot: Option<usize>,
+    },
     Adopted(Result<Adopted, String>),
     Released(Result<(), String>),
     TornDown(Result<(), String>),
@@ -69,7 +84,10 @@ pub fn subject(pod: &Pod) -> Subject {
     Subject {
         api_version: "v1".to_owned(),
         kind: "Pod".to_owned(),
-        key: Key::new(meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default()),
+        key: Key::new(
+            meta.namespace.as_deref().unwrap_or_default(),
+            meta.name.as_deref().unwrap_or_default(),
+        ),
         uid: meta.uid.clone().unwrap_or_default(),
         field: String::new(),
     }
@@ -82,7 +100,14 @@ fn uid(pod: &Pod) -> &str {
     pod.metadata.uid.as_deref().unwrap_or_default()
 }
 
-fn event(shared: &Shared, pod: &Pod, container: Option<&str>, severity: Severity, reason: &str, message: String) {
+fn event(
+    shared: &Shared,
+    pod: &Pod,
+    container: Option<&str>,
+    severity: Severity,
+    reason: &str,
+    message: String,
+) {
     let mut subject = subject(pod);
     if let Some(container) = container {
         subject.field = format!("spec.containers{{{container}}}");
@@ -111,13 +136,18 @@ pub async fn class(shared: Arc<Shared>, pod: Arc<Pod>, name: String) -> Done {
     }
     let mut pause = Pause::new();
     loop {
-        let known = shared.classes.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get(&name).cloned();
+        let known =
+            shared.classes.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get(&name).cloned();
         if let Some(handler) = known {
             return Done::Class(handler);
         }
         match shared.rest.get::<Class>(CLASSES, &Key::cluster(name.as_str())).await {
             Ok(class) => {
-                shared.classes.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(name.clone(), class.handler);
+                shared
+                    .classes
+                    .lock()
+                    .unwrap_or_else(std::sync::PoisonError::into_inner)
+                    .insert(name.clone(), class.handler);
             }
             Err(error) => {
                 let message = format!("could not read RuntimeClass \"{name}\": {}", error.message());
@@ -129,12 +159,23 @@ pub async fn class(shared: Arc<Shared>, pod: Arc<Pod>, name: String) -> Done {
 }
 
 pub async fn volumes(shared: Arc<Shared>, pod: Arc<Pod>, ips: Vec<String>) -> Done {
-    let facts = Facts { pod: &pod, node: &shared.name, host_ip: &shared.host_ip, pod_ips: &ips, allocatable: &shared.machine };
+    let facts = Facts {
+        pod: &pod,
+        node: &shared.name,
+        host_ip: &shared.host_ip,
+        pod_ips: &ips,
+        allocatable: &shared.machine,
+    };
     Done::Volumes(volumes::prepare(&shared.root, &facts, &shared.objects).await)
 }
 
 /// Ends when the object is there (with the key).
-pub async fn appears(shared: Arc<Shared>, object: ObjectName, key: Option<String>, slot: Option<usize>) -> Done {
+pub async fn appears(
+    shared: Arc<Shared>,
+    object: ObjectName,
+    key: Option<String>,
+    slot: Option<usize>,
+) -> Done {
     let watched = shared.objects.watch(&object);
     let mut changes = watched.changes();
     let there = |seen: &Seen| match (seen, &key) {
@@ -147,9 +188,17 @@ pub async fn appears(shared: Arc<Shared>, object: ObjectName, key: Option<String
 }
 
 /// Sees that the image is here, and tells in events how.
-pub async fn image(shared: Arc<Shared>, pod: Arc<Pod>, container: Container, slot: usize, sandbox: Option<v1::PodSandboxConfig>) -> Done {
+pub async fn image(
+    shared: Arc<Shared>,
+    pod: Arc<Pod>,
+    container: Container,
+    slot: usize,
+    sandbox: Option<v1::PodSandboxConfig>,
+) -> Done {
     let name = container.image.clone().unwrap_or_default();
-    let tell = |severity, reason: &str, message| event(&shared, &pod, Some(&container.name), severity, reason, message);
+    let tell = |severity, reason: &str, message| {
+        event(&shared, &pod, Some(&container.name), severity, reason, message)
+    };
     let policy = Policy::of(container.image_pull_policy.as_deref(), &name);
     let result = async {
         if name.trim().is_empty() || name.contains(char::is_whitespace) {
@@ -157,7 +206,11 @@ pub async fn image(shared: Arc<Shared>, pod: Arc<Pod>, container: Container, slo
         }
         if policy != Policy::Always {
             if let Some(image) = shared.images.present(&name).await? {
-                tell(Severity::Normal, "Pulled", format!("Container image \"{name}\" already present on machine"));
+                tell(
+                    Severity::Normal,
+                    "Pulled",
+                    format!("Container image \"{name}\" already present on machine"),
+                );
                 return Ok(image);
             }
             if policy == Policy::Never {
@@ -167,7 +220,11 @@ pub async fn image(shared: Arc<Shared>, pod: Arc<Pod>, container: Container, slo
         tell(Severity::Normal, "Pulling", format!("Pulling image \"{name}\""));
         let begun = Instant::now();
         let image = shared.images.pull(&name, sandbox).await?;
-        tell(Severity::Normal, "Pulled", format!("Successfully pulled image \"{name}\" in {} ms", begun.elapsed().as_millis()));
+        tell(
+            Severity::Normal,
+            "Pulled",
+            format!("Successfully pulled image \"{name}\" in {} ms", begun.elapsed().as_millis()),
+        );
         Ok(image)
     };
     let result = result.await;
@@ -190,7 +247,13 @@ async fn remove_sandbox(shared: &Shared, id: &str) -> Result<(), tonic::Status> 
 async fn remove_sandboxes(shared: &Shared, uid: &str) -> Result<(), tonic::Status> {
     let label_selector = HashMap::from([(label::POD_UID.to_owned(), uid.to_owned())]);
     let filter = Some(v1::PodSandboxFilter { label_selector, ..Default::default() });
-    let list = shared.runtime.runtime.clone().list_pod_sandbox(v1::ListPodSandboxRequest { filter }).await?.into_inner();
+    let list = shared
+        .runtime
+        .runtime
+        .clone()
+        .list_pod_sandbox(v1::ListPodSandboxRequest { filter })
+        .await?
+        .into_inner();
     for sandbox in list.items {
         remove_sandbox(shared, &sandbox.id).await?;
     }
@@ -207,19 +270,36 @@ pub async fn sandbox(shared: Arc<Shared>, pod: Arc<Pod>, handler: String, attemp
         let mut client = shared.runtime.runtime.clone();
         let request = v1::RunPodSandboxRequest { config: Some(config), runtime_handler: handler };
         let id = client.run_pod_sandbox(request).await?.into_inner().pod_sandbox_id;
-        let status = client.pod_sandbox_status(v1::PodSandboxStatusRequest { pod_sandbox_id: id, verbose: false }).await?;
-        let status = status.into_inner().status.ok_or_else(|| tonic::Status::internal("the runtime tells no status of the new sandbox"))?;
+        let status = client
+            .pod_sandbox_status(v1::PodSandboxStatusRequest { pod_sandbox_id: id, verbose: false })
+            .await?;
+        let status = status
+            .into_inner()
+            .status
+            .ok_or_else(|| tonic::Status::internal("the runtime tells no status of the new sandbox"))?;
         Ok::<_, tonic::Status>(self::status_of(status))
     };
     // The runtime opens log files below this directory; a kubelet makes it first.
     let meta = &pod.metadata;
-    let logs = logs::pod_directory(&shared.logs, meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default(), uid(&pod));
+    let logs = logs::pod_directory(
+        &shared.logs,
+        meta.namespace.as_deref().unwrap_or_default(),
+        meta.name.as_deref().unwrap_or_default(),
+        uid(&pod),
+    );
     let result = match tokio::fs::create_dir_all(&logs).await {
         Ok(()) => make.await.map_err(|status| status.message().to_owned()),
         Err(error) => Err(format!("could not make the log directory {}: {error}", logs.display())),
     };
     if let Err(words) = &result {
-        event(&shared, &pod, None, Severity::Warning, "FailedCreatePodSandBox", format!("Failed to create pod sandbox: {words}"));
+        event(
+            &shared,
+            &pod,
+            None,
+            Severity::Warning,
+            "FailedCreatePodSandBox",
+            format!("Failed to create pod sandbox: {words}"),
+        );
     }
     Done::Sandbox(result)
 }
@@ -253,17 +333,23 @@ pub struct Start {
 /// Creates and starts one container.
 pub async fn start(shared: Arc<Shared>, pod: Arc<Pod>, what: Start) -> Done {
     let (slot, attempt) = (what.slot, what.attempt);
-    let tell = |severity, reason: &str, message| event(&shared, &pod, Some(&what.container.name), severity, reason, message);
+    let tell = |severity, reason: &str, message| {
+        event(&shared, &pod, Some(&what.container.name), severity, reason, message)
+    };
     let result = start_container(&shared, &pod, &what).await;
     match &result {
         Ok(record) => {
             tell(Severity::Normal, "Created", format!("Container created: {}", what.container.name));
             match record.exit().filter(|exit| exit.reason == START_ERROR) {
                 Some(exit) => tell(Severity::Warning, "Failed", format!("Error: {}", exit.message)),
-                None => tell(Severity::Normal, "Started", format!("Container started: {}", what.container.name)),
+                None => {
+                    tell(Severity::Normal, "Started", format!("Container started: {}", what.container.name))
+                }
             }
         }
-        Err(StartError::Config(error)) => tell(Severity::Warning, "Failed", format!("Error: {}", chain(error))),
+        Err(StartError::Config(error)) => {
+            tell(Severity::Warning, "Failed", format!("Error: {}", chain(error)))
+        }
         Err(StartError::Create(words)) => tell(Severity::Warning, "Failed", format!("Error: {words}")),
     }
     Done::Started { slot, attempt, result }
@@ -274,18 +360,38 @@ pub const START_ERROR: &str = "StartError";
 
 async fn start_container(shared: &Shared, pod: &Pod, what: &Start) -> Result<Record, StartError> {
     let Start { container, attempt, sandbox, image, .. } = what;
-    let facts = Facts { pod, node: &shared.name, host_ip: &shared.host_ip, pod_ips: &sandbox.ips, allocatable: &shared.machine };
+    let facts = Facts {
+        pod,
+        node: &shared.name,
+        host_ip: &shared.host_ip,
+        pod_ips: &sandbox.ips,
+        allocatable: &shared.machine,
+    };
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     let mut found = Found::new();
     for object in env::objects(namespace, container) {
-        let data = shared.objects.get(&object).await.map_err(|error| StartError::Create(chain(&error).to_string()))?;
+        let data = shared
+            .objects
+            .get(&object)
+            .await
+            .map_err(|error| StartError::Create(chain(&error).to_string()))?;
         found.insert(object, data);
     }
     let env = env::build(container, &facts, &found).map_err(|error| StartError::Config(error.into()))?;
     let directory = volumes::pod_directory(&shared.root, uid(pod));
     let files = own_files(pod, &shared.name, sandbox, container, *attempt, &directory).await;
-    let files = files.map_err(|error| StartError::Create(format!("could not write below {}: {error}", directory.display())))?;
-    let parts = Parts { facts: &facts, container, attempt: *attempt, image, env: &env, volumes: &what.volumes, files: &files };
+    let files = files.map_err(|error| {
+        StartError::Create(format!("could not write below {}: {error}", directory.display()))
+    })?;
+    let parts = Parts {
+        facts: &facts,
+        container,
+        attempt: *attempt,
+        image,
+        env: &env,
+        volumes: &what.volumes,
+        files: &files,
+    };
     let config = config::container(&parts).map_err(StartError::Config)?;
 
     let create = |status: tonic::Status| StartError::Create(status.message().to_owned());
@@ -293,23 +399,43 @@ async fn start_container(shared: &Shared, pod: &Pod, what: &Start) -> Result<Rec
     let mut stale = what.stale.clone();
     if what.again {
         let label_selector = HashMap::from([(label::CONTAINER_NAME.to_owned(), container.name.clone())]);
-        let filter = Some(v1::ContainerFilter { pod_sandbox_id: sandbox.id.clone(), label_selector, ..Default::default() });
-        let list = client.list_containers(v1::ListContainersRequest { filter }).await.map_err(create)?.into_inner();
-        let same = list.containers.into_iter().filter(|have| have.metadata.as_ref().is_some_and(|metadata| metadata.attempt == *attempt));
+        let filter = Some(v1::ContainerFilter {
+            pod_sandbox_id: sandbox.id.clone(),
+            label_selector,
+            ..Default::default()
+        });
+        let list =
+            client.list_containers(v1::ListContainersRequest { filter }).await.map_err(create)?.into_inner();
+        let same = list
+            .containers
+            .into_iter()
+            .filter(|have| have.metadata.as_ref().is_some_and(|metadata| metadata.attempt == *attempt));
         stale.extend(same.map(|have| have.id));
     }
     for id in stale {
         client.remove_container(v1::RemoveContainerRequest { container_id: id }).await.map_err(create)?;
     }
     let sandbox_config = config::sandbox(pod, sandbox.attempt, &shared.logs, &shared.name, &shared.resolver);
-    let request = v1::CreateContainerRequest { pod_sandbox_id: sandbox.id.clone(), config: Some(config), sandbox_config: Some(sandbox_config) };
+    let request = v1::CreateContainerRequest {
+        pod_sandbox_id: sandbox.id.clone(),
+        config: Some(config),
+        sandbox_config: Some(sandbox_config),
+    };
     let id = client.create_container(request).await.map_err(create)?.into_inner().container_id;
     let started = client.start_container(v1::StartContainerRequest { container_id: id.clone() }).await;
-    let status = client.container_status(v1::ContainerStatusRequest { container_id: id.clone(), verbose: false }).await;
+    let status = client
+        .container_status(v1::ContainerStatusRequest { container_id: id.clone(), verbose: false })
+        .await;
     let status = status.ok().and_then(|status| status.into_inner().status);
     let mut record = match status {
         Some(status) => record(shared, pod, &status).await,
-        None => Record { id, attempt: *attempt, hash: super::state::hash(container), image_id: image.id.clone(), run: Run::Created },
+        None => Record {
+            id,
+            attempt: *attempt,
+            hash: super::state::hash(container),
+            image_id: image.id.clone(),
+            run: Run::Created,
+        },
     };
     match started {
         Ok(_) if record.run == Run::Created => record.run = Run::Running { since: now() },
@@ -319,7 +445,13 @@ async fn start_container(shared: &Shared, pod: &Pod, what: &Start) -> Result<Rec
         Err(status) => {
             let now = now();
             let message = status.message().to_owned();
-            record.run = Run::Exited(Exit { started: now, finished: now, code: 128, reason: START_ERROR.to_owned(), message });
+            record.run = Run::Exited(Exit {
+                started: now,
+                finished: now,
+                code: 128,
+                reason: START_ERROR.to_owned(),
+                message,
+            });
         }
     }
     Ok(record)
@@ -339,7 +471,14 @@ fn nanos(value: i64) -> Timestamp {
 }
 
 /// Writes the hosts file and makes the file for the termination message.
-async fn own_files(pod: &Pod, node: &str, sandbox: &Sandbox, container: &Container, attempt: u32, directory: &Path) -> std::io::Result<OwnFiles> {
+async fn own_files(
+    pod: &Pod,
+    node: &str,
+    sandbox: &Sandbox,
+    container: &Container,
+    attempt: u32,
+    directory: &Path,
+) -> std::io::Result<OwnFiles> {
     let spec = pod.spec.as_ref();
     let of_container = directory.join("containers").join(&container.name);
     tokio::fs::create_dir_all(&of_container).await?;
@@ -351,8 +490,15 @@ async fn own_files(pod: &Pod, node: &str, sandbox: &Sandbox, container: &Contain
     if spec.is_none_or(|spec| spec.host_network != Some(true)) {
         let name = config::hostname(pod, node);
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-        let subdomain = spec.and_then(|spec| spec.subdomain.as_ref()).map(|subdomain| format!("{subdomain}.{namespace}.svc.cluster.local"));
-        let text = dns::hosts_file(&sandbox.ips, name, subdomain.as_deref(), spec.and_then(|spec| spec.host_aliases.as_ref()));
+        let subdomain = spec
+            .and_then(|spec| spec.subdomain.as_ref())
+            .map(|subdomain| format!("{subdomain}.{namespace}.svc.cluster.local"));
+        let text = dns::hosts_file(
+            &sandbox.ips,
+            name,
+            subdomain.as_deref(),
+            spec.and_then(|spec| spec.host_aliases.as_ref()),
+        );
         let path = directory.join("etc-hosts");
         tokio::fs::write(&path, text).await?;
         hosts = Some(path.display().to_string());
@@ -374,7 +520,9 @@ pub fn record_of(status: &v1::ContainerStatus) -> Record {
     let run = match status.state() {
         v1::ContainerState::ContainerCreated => Run::Created,
         v1::ContainerState::ContainerRunning => Run::Running { since: nanos(status.started_at) },
-        v1::ContainerState::ContainerExited | v1::ContainerState::ContainerUnknown => Run::Exited(bare_exit(status)),
+        v1::ContainerState::ContainerExited | v1::ContainerState::ContainerUnknown => {
+            Run::Exited(bare_exit(status))
+        }
     };
     Record {
         id: status.id.clone(),
@@ -412,11 +560,23 @@ pub async fn exit(shared: &Shared, pod: &Pod, status: &v1::ContainerStatus) -> E
     let mut exit = bare_exit(status);
     let name = status.metadata.as_ref().map(|metadata| metadata.name.clone()).unwrap_or_default();
     let attempt = attempt(status);
-    let file = volumes::pod_directory(&shared.root, uid(pod)).join("containers").join(&name).join(attempt.to_string());
+    let file = volumes::pod_directory(&shared.root, uid(pod))
+        .join("containers")
+        .join(&name)
+        .join(attempt.to_string());
     let meta = &pod.metadata;
-    let log = logs::pod_directory(&shared.logs, meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default(), uid(pod))
-        .join(logs::relative(&name, attempt));
-    let fall_back = exit.code != 0 && status.annotations.get(label::TERMINATION_POLICY).is_some_and(|policy| policy == "FallbackToLogsOnError");
+    let log = logs::pod_directory(
+        &shared.logs,
+        meta.namespace.as_deref().unwrap_or_default(),
+        meta.name.as_deref().unwrap_or_default(),
+        uid(pod),
+    )
+    .join(logs::relative(&name, attempt));
+    let fall_back = exit.code != 0
+        && status
+            .annotations
+            .get(label::TERMINATION_POLICY)
+            .is_some_and(|policy| policy == "FallbackToLogsOnError");
     let words = tokio::task::spawn_blocking(move || {
         use std::io::Read as _;
         let mut text = Vec::new();
@@ -468,7 +628,8 @@ pub async fn look(shared: Arc<Shared>, pod: Arc<Pod>, id: String) -> Done {
 async fn look_at(shared: &Shared, pod: &Pod, id: &str) -> Option<Exit> {
     let request = v1::ContainerStatusRequest { container_id: id.to_owned(), verbose: false };
     let status = shared.runtime.runtime.clone().container_status(request).await.ok()?.into_inner().status?;
-    let over = matches!(status.state(), v1::ContainerState::ContainerExited | v1::ContainerState::ContainerUnknown);
+    let over =
+        matches!(status.state(), v1::ContainerState::ContainerExited | v1::ContainerState::ContainerUnknown);
     if over { Some(exit(shared, pod, &status).await) } else { None }
 }
 
@@ -477,17 +638,32 @@ pub async fn adopt(shared: Arc<Shared>, uid: String, inventory: Option<Inventory
     Done::Adopted(adopt_now(&shared, &uid, inventory).await.map_err(|status| status.message().to_owned()))
 }
 
-async fn adopt_now(shared: &Shared, uid: &str, inventory: Option<Inventory>) -> Result<Adopted, tonic::Status> {
+async fn adopt_now(
+    shared: &Shared,
+    uid: &str,
+    inventory: Option<Inventory>,
+) -> Result<Adopted, tonic::Status> {
     let client = shared.runtime.runtime.clone();
     let inventory = match inventory {
         Some(inventory) => inventory,
         None => {
             let label_selector = HashMap::from([(label::POD_UID.to_owned(), uid.to_owned())]);
-            let filter = Some(v1::PodSandboxFilter { label_selector: label_selector.clone(), ..Default::default() });
-            let mut sandboxes = client.clone().list_pod_sandbox(v1::ListPodSandboxRequest { filter }).await?.into_inner().items;
+            let filter =
+                Some(v1::PodSandboxFilter { label_selector: label_selector.clone(), ..Default::default() });
+            let mut sandboxes = client
+                .clone()
+                .list_pod_sandbox(v1::ListPodSandboxRequest { filter })
+                .await?
+                .into_inner()
+                .items;
             sandboxes.sort_by_key(|sandbox| (sandbox.state, std::cmp::Reverse(sandbox.created_at)));
             let filter = Some(v1::ContainerFilter { label_selector, ..Default::default() });
-            let containers = client.clone().list_containers(v1::ListContainersRequest { filter }).await?.into_inner().containers;
+            let containers = client
+                .clone()
+                .list_containers(v1::ListContainersRequest { filter })
+                .await?
+                .into_inner()
+                .containers;
             Inventory { sandboxes, containers }
         }
     };
@@ -527,7 +703,12 @@ async fn adopt_now(shared: &Shared, uid: &str, inventory: Option<Inventory>) -> 
 
 /// Stops the sandbox of a finished pod: its address is free again, its records stay.
 pub async fn release(shared: Arc<Shared>, id: String) -> Done {
-    let stopped = shared.runtime.runtime.clone().stop_pod_sandbox(v1::StopPodSandboxRequest { pod_sandbox_id: id }).await;
+    let stopped = shared
+        .runtime
+        .runtime
+        .clone()
+        .stop_pod_sandbox(v1::StopPodSandboxRequest { pod_sandbox_id: id })
+        .await;
     Done::Released(stopped.map(drop).map_err(|status| status.message().to_owned()))
 }
 
@@ -535,7 +716,12 @@ pub async fn release(shared: Arc<Shared>, id: String) -> Done {
 pub async fn tear_down(shared: Arc<Shared>, pod: Arc<Pod>, volumes: Option<Arc<Ready>>) -> Done {
     drop(volumes);
     let meta = &pod.metadata;
-    let logs = logs::pod_directory(&shared.logs, meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default(), uid(&pod));
+    let logs = logs::pod_directory(
+        &shared.logs,
+        meta.namespace.as_deref().unwrap_or_default(),
+        meta.name.as_deref().unwrap_or_default(),
+        uid(&pod),
+    );
     let result = remove_everything(&shared, uid(&pod), Some(&logs)).await;
     if let Err(words) = &result {
         event(&shared, &pod, None, Severity::Warning, "FailedKillPod", format!("error killing pod: {words}"));
@@ -548,10 +734,15 @@ pub async fn remove_everything(shared: &Shared, uid: &str, logs: Option<&Path>) 
     remove_sandboxes(shared, uid).await.map_err(|status| status.message().to_owned())?;
     let (root, owned) = (shared.root.clone(), uid.to_owned());
     let removed = tokio::task::spawn_blocking(move || volumes::remove(&root, &owned)).await;
-    removed.map_err(std::io::Error::other).flatten().map_err(|error| format!("could not remove the volumes of pod {uid}: {error}"))?;
+    removed
+        .map_err(std::io::Error::other)
+        .flatten()
+        .map_err(|error| format!("could not remove the volumes of pod {uid}: {error}"))?;
     if let Some(logs) = logs {
         match tokio::fs::remove_dir_all(logs).await {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(format!("could not remove {}: {error}", logs.display())),
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(format!("could not remove {}: {error}", logs.display()));
+            }
             _ => {}
         }
     }
@@ -573,7 +764,9 @@ pub async fn delete(shared: Arc<Shared>, key: Key, uid: String) -> Done {
         match shared.rest.delete::<Ignored>(PODS, &key, &how).await {
             Ok(_) => return Done::Deleted,
             Err(error) if error.is_not_found() || error.is_conflict() => return Done::Deleted,
-            Err(error) => warn!(pod = %key, error = %chain(&error), "could not delete the pod's object, trying again"),
+            Err(error) => {
+                warn!(pod = %key, error = %chain(&error), "could not delete the pod's object, trying again")
+            }
         }
         pause.wait().await;
     }

@@ -87,7 +87,11 @@ pub enum Finish {
 }
 
 pub fn finish(policy: RestartPolicy, state: &State) -> Finish {
-    let failed_init = |slot: &Slot| slot.role == Role::Init && policy == RestartPolicy::Never && slot.exit().is_some_and(|exit| exit.code != 0);
+    let failed_init = |slot: &Slot| {
+        slot.role == Role::Init
+            && policy == RestartPolicy::Never
+            && slot.exit().is_some_and(|exit| exit.code != 0)
+    };
     if state.slots.iter().any(failed_init) {
         return Finish::Failed;
     }
@@ -129,7 +133,9 @@ pub fn plan(spec: &PodSpec, state: &State, now: Instant) -> Plan {
     }
     let policy = RestartPolicy::of(spec);
     if state.over || finish(policy, state) != Finish::Not {
-        let grace = Duration::from_secs(spec.termination_grace_period_seconds.map_or(30, |seconds| seconds.max(0).unsigned_abs()));
+        let grace = Duration::from_secs(
+            spec.termination_grace_period_seconds.map_or(30, |seconds| seconds.max(0).unsigned_abs()),
+        );
         let running = stop_running(&mut plan, state, now + grace, now);
         let sandbox = state.sandbox.as_ref().is_some_and(|sandbox| sandbox.ready);
         if !running && state.doing.is_none() && sandbox && !state.released {
@@ -156,20 +162,26 @@ pub fn plan(spec: &PodSpec, state: &State, now: Instant) -> Plan {
             VolumeState::Ready => {}
             VolumeState::Wanted => plan.steps.push(Step::Volumes),
             VolumeState::Failed { waiting: true, .. } => {}
-            VolumeState::Failed { tries, waiting: false, .. } => plan.when(tries.retry_at, now, Step::Volumes),
+            VolumeState::Failed { tries, waiting: false, .. } => {
+                plan.when(tries.retry_at, now, Step::Volumes)
+            }
         }
     }
-    if state.volumes != VolumeState::Ready || matches!(state.doing, Some(PodDoing::Sandbox | PodDoing::TearingDown | PodDoing::Releasing)) {
+    if state.volumes != VolumeState::Ready
+        || matches!(state.doing, Some(PodDoing::Sandbox | PodDoing::TearingDown | PodDoing::Releasing))
+    {
         return plan;
     }
     if !state.sandbox.as_ref().is_some_and(|sandbox| sandbox.ready) {
         let starting = state.slots.iter().any(|slot| slot.doing == Some(Doing::Starting));
-        if state.doing.is_none() && !starting
+        if state.doing.is_none()
+            && !starting
             && let Some(handler) = handler_of(state)
         {
             // A pod that merely waits for a crashed container's time needs no sandbox yet.
             let due = state.slots.iter().zip(&wanted).filter(|(slot, wanted)| **wanted || slot.running());
-            let due = due.map(|(slot, _)| if slot.running() { now } else { slot.restart_at.unwrap_or(now) }).min();
+            let due =
+                due.map(|(slot, _)| if slot.running() { now } else { slot.restart_at.unwrap_or(now) }).min();
             plan.when(due.into_iter().chain(state.tries.retry_at).max(), now, Step::Sandbox(handler));
         }
         return plan;
@@ -253,7 +265,9 @@ mod tests {
     use crate::pod::state::{Ending, Exit, Record, Run, Sandbox};
 
     fn spec(policy: &str, init: &[&str], main: &[&str]) -> PodSpec {
-        let containers = |names: &[&str]| names.iter().map(|name| json!({"name": name, "restartPolicy": if *name == "side" { Some("Always") } else { None }})).collect::<Vec<_>>();
+        let containers = |names: &[&str]| {
+            names.iter().map(|name| json!({"name": name, "restartPolicy": if *name == "side" { Some("Always") } else { None }})).collect::<Vec<_>>()
+        };
         serde_json::from_value(json!({"restartPolicy": policy, "initContainers": containers(init), "containers": containers(main)})).unwrap()
     }
 
@@ -262,13 +276,22 @@ mod tests {
     }
 
     fn run(slot: &mut Slot) {
-        slot.current = Some(Record { id: "c".into(), attempt: 0, hash: String::new(), image_id: String::new(), run: Run::Running { since: Timestamp::UNIX_EPOCH } });
+        slot.current = Some(Record {
+            id: "c".into(),
+            attempt: 0,
+            hash: String::new(),
+            image_id: String::new(),
+            run: Run::Running { since: Timestamp::UNIX_EPOCH },
+        });
         slot.started = true;
     }
 
     fn exit(slot: &mut Slot, code: i32, now: Instant) {
         let at = Timestamp::UNIX_EPOCH;
-        slot.ended(Exit { started: at, finished: at, code, reason: String::new(), message: String::new() }, now);
+        slot.ended(
+            Exit { started: at, finished: at, code, reason: String::new(), message: String::new() },
+            now,
+        );
     }
 
     fn sandbox() -> Option<Sandbox> {
@@ -331,7 +354,11 @@ mod tests {
             exit(&mut state.slots[0], code, now);
             assert_eq!(finish(RestartPolicy::of(&spec), &state), end, "{policy} {code}");
             let steps = plan(&spec, &state, now).steps;
-            assert_eq!(steps, if again { vec![Step::Image(0)] } else { vec![Step::Release] }, "{policy} {code}");
+            assert_eq!(
+                steps,
+                if again { vec![Step::Image(0)] } else { vec![Step::Release] },
+                "{policy} {code}"
+            );
         }
     }
 
@@ -391,7 +418,11 @@ mod tests {
         state.slots[0].doing = Some(Doing::Stopping { kill_at });
         assert_eq!(plan(&spec, &state, now).steps, []);
         state.ending = Some(Ending { kill_at: now + Duration::from_secs(2) });
-        assert_eq!(plan(&spec, &state, now).steps, [Step::Stop { slot: 0, grace: Duration::from_secs(2) }], "a shorter grace is passed on");
+        assert_eq!(
+            plan(&spec, &state, now).steps,
+            [Step::Stop { slot: 0, grace: Duration::from_secs(2) }],
+            "a shorter grace is passed on"
+        );
         exit(&mut state.slots[0], 137, now);
         assert_eq!(plan(&spec, &state, now).steps, [Step::TearDown]);
         state.removed = true;

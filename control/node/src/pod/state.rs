@@ -67,7 +67,11 @@ pub enum ImageState {
     Wanted,
     Here(Arc<Image>),
     /// Not here; tried again at `tries.retry_at`. `shown`: the error itself was told, now it is the back-off.
-    Failed { error: images::Error, tries: Tries, shown: bool },
+    Failed {
+        error: images::Error,
+        tries: Tries,
+        shown: bool,
+    },
 }
 
 /// What is being done with a container right now.
@@ -76,7 +80,9 @@ pub enum Doing {
     Pulling,
     Starting,
     /// The runtime kills it at this time.
-    Stopping { kill_at: Instant },
+    Stopping {
+        kill_at: Instant,
+    },
     /// For a ConfigMap or Secret to appear.
     Waiting,
 }
@@ -187,7 +193,11 @@ pub enum VolumeState {
     Wanted,
     Ready,
     /// Told to the user; either retried at `tries.retry_at` or when an object appears.
-    Failed { message: String, tries: Tries, waiting: bool },
+    Failed {
+        message: String,
+        tries: Tries,
+        waiting: bool,
+    },
 }
 
 /// The pod shall end.
@@ -234,7 +244,11 @@ pub enum Handler {
 impl State {
     pub fn new(spec: &PodSpec) -> Self {
         let init = spec.init_containers.iter().flatten().map(|container| {
-            let role = if container.restart_policy.as_deref() == Some("Always") { Role::Sidecar } else { Role::Init };
+            let role = if container.restart_policy.as_deref() == Some("Always") {
+                Role::Sidecar
+            } else {
+                Role::Init
+            };
             Slot::new(container, role)
         });
         let main = spec.containers.iter().map(|container| Slot::new(container, Role::Main));
@@ -257,7 +271,9 @@ impl State {
 
     /// Nothing is under way.
     pub fn quiet(&self) -> bool {
-        let busy = |slot: &Slot| matches!(slot.doing, Some(Doing::Pulling | Doing::Starting | Doing::Stopping { .. }));
+        let busy = |slot: &Slot| {
+            matches!(slot.doing, Some(Doing::Pulling | Doing::Starting | Doing::Stopping { .. }))
+        };
         self.doing.is_none() && !self.slots.iter().any(busy)
     }
 }

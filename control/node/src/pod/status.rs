@@ -2,7 +2,8 @@
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
-    ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus, HostIP, Pod, PodCondition, PodIP, PodStatus,
+    ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
+    HostIP, Pod, PodCondition, PodIP, PodStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::{Map, Value};
@@ -31,8 +32,10 @@ pub fn compute(pod: &Pod, state: &State, before: &PodStatus, context: &Context<'
     let initialized = initialized(state);
 
     let tell = |slot: &Slot| tell_container(pod, slot, policy, over, initialized, context);
-    let mains: Vec<ContainerStatus> = state.slots.iter().filter(|slot| slot.role == Role::Main).map(tell).collect();
-    let inits: Vec<ContainerStatus> = state.slots.iter().filter(|slot| slot.role != Role::Main).map(tell).collect();
+    let mains: Vec<ContainerStatus> =
+        state.slots.iter().filter(|slot| slot.role == Role::Main).map(tell).collect();
+    let inits: Vec<ContainerStatus> =
+        state.slots.iter().filter(|slot| slot.role != Role::Main).map(tell).collect();
     let phase = phase(state, policy, finish, before);
 
     let host_network = spec.host_network == Some(true);
@@ -85,7 +88,8 @@ fn phase(state: &State, policy: RestartPolicy, finish: Finish, before: &PodStatu
     }
     let mains = || state.slots.iter().filter(|slot| slot.role == Role::Main);
     let running = mains().any(Slot::running);
-    let stopped = mains().filter(|slot| slot.exit().is_some() || (slot.last.is_some() && !slot.running())).count();
+    let stopped =
+        mains().filter(|slot| slot.exit().is_some() || (slot.last.is_some() && !slot.running())).count();
     let all = mains().count();
     if state.ending.is_some() && !running {
         // Told once all is over: a pod that was killed has failed unless every container ended well.
@@ -105,7 +109,14 @@ fn phase(state: &State, policy: RestartPolicy, finish: Finish, before: &PodStatu
     }
 }
 
-fn tell_container(pod: &Pod, slot: &Slot, policy: RestartPolicy, over: bool, initialized: bool, context: &Context<'_>) -> ContainerStatus {
+fn tell_container(
+    pod: &Pod,
+    slot: &Slot,
+    policy: RestartPolicy,
+    over: bool,
+    initialized: bool,
+    context: &Context<'_>,
+) -> ContainerStatus {
     let spec = container(pod, &slot.name);
     let terminated = |record: &Record| record.exit().map(|exit| terminated(record, exit, context));
     let (state, last) = match &slot.current {
@@ -118,7 +129,8 @@ fn tell_container(pod: &Pod, slot: &Slot, policy: RestartPolicy, over: bool, ini
             }
         }
         _ => {
-            let default = if initialized || slot.role != Role::Main { "ContainerCreating" } else { "PodInitializing" };
+            let default =
+                if initialized || slot.role != Role::Main { "ContainerCreating" } else { "PodInitializing" };
             let state = waiting(pod, slot, initialized, context).unwrap_or_else(|| wait(default, None));
             (state, slot.last.as_ref().and_then(terminated))
         }
@@ -147,7 +159,10 @@ fn waiting(pod: &Pod, slot: &Slot, initialized: bool, context: &Context<'_>) -> 
     if let ImageState::Failed { error, shown, .. } = &slot.image {
         let image = container(pod, &slot.name).and_then(|spec| spec.image.as_deref()).unwrap_or_default();
         return Some(if *shown && error.reason() == "ErrImagePull" {
-            wait("ImagePullBackOff", Some(format!("Back-off pulling image \"{image}\": ErrImagePull: {error}")))
+            wait(
+                "ImagePullBackOff",
+                Some(format!("Back-off pulling image \"{image}\": ErrImagePull: {error}")),
+            )
         } else {
             wait(error.reason(), Some(error.to_string()))
         });
@@ -155,7 +170,9 @@ fn waiting(pod: &Pod, slot: &Slot, initialized: bool, context: &Context<'_>) -> 
     if let Some(trouble) = &slot.trouble {
         return Some(wait(trouble.reason, Some(trouble.message.clone())));
     }
-    let at = slot.restart_at.filter(|at| *at > context.instant && initialized || slot.role != Role::Main && *at > context.instant)?;
+    let at = slot.restart_at.filter(|at| {
+        *at > context.instant && initialized || slot.role != Role::Main && *at > context.instant
+    })?;
     let meta = &pod.metadata;
     let message = format!(
         "back-off {} restarting failed container={} pod={}_{}({})",
@@ -230,13 +247,22 @@ fn conditions(
         "Succeeded" => completed,
         "Failed" => failed,
         _ if unready.is_empty() => (true, String::new(), String::new()),
-        _ => (false, "ContainersNotReady".to_owned(), format!("containers with unready status: [{}]", unready.join(" "))),
+        _ => (
+            false,
+            "ContainersNotReady".to_owned(),
+            format!("containers with unready status: [{}]", unready.join(" ")),
+        ),
     };
     let gates = pod.spec.iter().flat_map(|spec| spec.readiness_gates.iter().flatten());
     let shut: Vec<String> = gates
         .into_iter()
         .filter(|gate| !old.iter().any(|have| have.type_ == gate.condition_type && have.status == "True"))
-        .map(|gate| format!("corresponding condition of pod readiness gate \"{}\" does not exist or is not \"True\".", gate.condition_type))
+        .map(|gate| {
+            format!(
+                "corresponding condition of pod readiness gate \"{}\" does not exist or is not \"True\".",
+                gate.condition_type
+            )
+        })
         .collect();
     let ready = if containers_ready.0 && !shut.is_empty() {
         (false, "ReadinessGatesNotReady".to_owned(), shut.join(", "))
@@ -246,13 +272,20 @@ fn conditions(
     let waiting_inits: Vec<&str> = state
         .slots
         .iter()
-        .filter(|slot| slot.role == Role::Init && slot.exit().is_none_or(|exit| exit.code != 0) || slot.role == Role::Sidecar && !slot.started)
+        .filter(|slot| {
+            slot.role == Role::Init && slot.exit().is_none_or(|exit| exit.code != 0)
+                || slot.role == Role::Sidecar && !slot.started
+        })
         .map(|slot| slot.name.as_str())
         .collect();
     let init = match (initialized, phase) {
         (_, "Succeeded") => (true, "PodCompleted".to_owned(), String::new()),
         (true, _) => (true, String::new(), String::new()),
-        (false, _) => (false, "ContainersNotInitialized".to_owned(), format!("containers with incomplete status: [{}]", waiting_inits.join(" "))),
+        (false, _) => (
+            false,
+            "ContainersNotInitialized".to_owned(),
+            format!("containers with incomplete status: [{}]", waiting_inits.join(" ")),
+        ),
     };
     let own = [
         ("PodReadyToStartContainers", (sandbox, String::new(), String::new())),
@@ -270,7 +303,9 @@ fn conditions(
                 status: status.to_owned(),
                 reason: (!reason.is_empty()).then_some(reason),
                 message: (!message.is_empty()).then_some(message),
-                last_transition_time: have.and_then(|have| have.last_transition_time.clone()).or(Some(Time(context.now))),
+                last_transition_time: have
+                    .and_then(|have| have.last_transition_time.clone())
+                    .or(Some(Time(context.now))),
                 last_probe_time: None,
                 observed_generation: generation,
             }
@@ -300,7 +335,10 @@ pub fn difference(before: &Value, after: &Value) -> Map<String, Value> {
     let (before, after) = (before.as_object().unwrap_or(&empty), after.as_object().unwrap_or(&empty));
     let changed = after.iter().filter(|(key, value)| before.get(*key) != Some(value));
     let gone = before.keys().filter(|key| !after.contains_key(*key));
-    changed.map(|(key, value)| (key.clone(), value.clone())).chain(gone.map(|key| (key.clone(), Value::Null))).collect()
+    changed
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .chain(gone.map(|key| (key.clone(), Value::Null)))
+        .collect()
 }
 
 #[cfg(test)]
@@ -316,7 +354,9 @@ mod tests {
     use crate::pod::state::{Run, Sandbox, Trouble, VolumeState};
 
     fn pod(policy: &str, init: &[&str], main: &[&str]) -> Pod {
-        let list = |names: &[&str]| names.iter().map(|name| json!({"name": name, "image": format!("i/{name}:1")})).collect::<Vec<_>>();
+        let list = |names: &[&str]| {
+            names.iter().map(|name| json!({"name": name, "image": format!("i/{name}:1")})).collect::<Vec<_>>()
+        };
         serde_json::from_value(json!({
             "metadata": {"name": "p", "namespace": "ns", "uid": "u", "generation": 3},
             "spec": {"restartPolicy": policy, "initContainers": list(init), "containers": list(main)},
@@ -325,29 +365,55 @@ mod tests {
     }
 
     fn context() -> Context<'static> {
-        Context { host_ip: "192.0.2.1", runtime: "wharf", now: Timestamp::from_second(1000).unwrap(), instant: Instant::now() }
+        Context {
+            host_ip: "192.0.2.1",
+            runtime: "wharf",
+            now: Timestamp::from_second(1000).unwrap(),
+            instant: Instant::now(),
+        }
     }
 
     fn up(pod: &Pod) -> State {
         let mut state = State::new(pod.spec.as_ref().unwrap());
         state.volumes = VolumeState::Ready;
-        state.sandbox = Some(Sandbox { id: "s".into(), attempt: 0, ready: true, ips: vec!["10.0.0.9".into()] });
+        state.sandbox =
+            Some(Sandbox { id: "s".into(), attempt: 0, ready: true, ips: vec!["10.0.0.9".into()] });
         for slot in &mut state.slots {
-            slot.image = ImageState::Here(Arc::new(Image { id: "sha256:1".into(), kind: Kind::Oci, uid: None, username: String::new() }));
+            slot.image = ImageState::Here(Arc::new(Image {
+                id: "sha256:1".into(),
+                kind: Kind::Oci,
+                uid: None,
+                username: String::new(),
+            }));
         }
         state
     }
 
     fn run(slot: &mut Slot) {
         let since = Timestamp::from_second(900).unwrap();
-        slot.current = Some(Record { id: format!("id-{}", slot.name), attempt: slot.restarts, hash: String::new(), image_id: "sha256:1".into(), run: Run::Running { since } });
+        slot.current = Some(Record {
+            id: format!("id-{}", slot.name),
+            attempt: slot.restarts,
+            hash: String::new(),
+            image_id: "sha256:1".into(),
+            run: Run::Running { since },
+        });
         slot.started = true;
         slot.ready = true;
     }
 
     fn end(slot: &mut Slot, code: i32) {
         let at = Timestamp::from_second(950).unwrap();
-        slot.ended(Exit { started: at, finished: at, code, reason: if code == 0 { "Completed" } else { "Error" }.into(), message: String::new() }, Instant::now());
+        slot.ended(
+            Exit {
+                started: at,
+                finished: at,
+                code,
+                reason: if code == 0 { "Completed" } else { "Error" }.into(),
+                message: String::new(),
+            },
+            Instant::now(),
+        );
     }
 
     fn condition<'a>(status: &'a PodStatus, kind: &str) -> &'a PodCondition {
@@ -365,7 +431,10 @@ mod tests {
         run(&mut state.slots[0]);
         let status = compute(&pod, &state, &PodStatus::default(), &context());
         assert_eq!(status.phase.as_deref(), Some("Running"));
-        assert_eq!((status.pod_ip.as_deref(), status.host_ip.as_deref()), (Some("10.0.0.9"), Some("192.0.2.1")));
+        assert_eq!(
+            (status.pod_ip.as_deref(), status.host_ip.as_deref()),
+            (Some("10.0.0.9"), Some("192.0.2.1"))
+        );
         assert_eq!((status.observed_generation, status.qos_class.as_deref()), (Some(3), Some("BestEffort")));
         for kind in ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"] {
             assert_eq!(condition(&status, kind).status, "True", "{kind}");
@@ -381,7 +450,9 @@ mod tests {
     async fn waiting_tells_why() {
         let pod = pod("Always", &[], &["a"]);
         let mut state = State::new(pod.spec.as_ref().unwrap());
-        let tell = |state: &State| compute(&pod, state, &PodStatus::default(), &context()).container_statuses.unwrap().remove(0);
+        let tell = |state: &State| {
+            compute(&pod, state, &PodStatus::default(), &context()).container_statuses.unwrap().remove(0)
+        };
         assert_eq!(reason(&tell(&state)), Some("ContainerCreating"));
         let error = images::Error::Pull { image: "i/a:1".into(), words: "manifest unknown".into() };
         let failed = |shown| ImageState::Failed { error: error.clone(), tries: Tries::none(), shown };
@@ -392,7 +463,11 @@ mod tests {
         assert_eq!(reason(&told), Some("ImagePullBackOff"));
         assert!(told.state.unwrap().waiting.unwrap().message.unwrap().ends_with("manifest unknown"));
         state = up(&pod);
-        state.slots[0].trouble = Some(Trouble { reason: "CreateContainerConfigError", message: "configmap \"x\" not found".into(), tries: Tries::none() });
+        state.slots[0].trouble = Some(Trouble {
+            reason: "CreateContainerConfigError",
+            message: "configmap \"x\" not found".into(),
+            tries: Tries::none(),
+        });
         assert_eq!(reason(&tell(&state)), Some("CreateContainerConfigError"));
     }
 
@@ -403,7 +478,10 @@ mod tests {
         run(&mut state.slots[0]);
         end(&mut state.slots[0], 2);
         let status = compute(&pod, &state, &PodStatus::default(), &context());
-        assert!(status.container_statuses.as_ref().unwrap()[0].state.as_ref().unwrap().terminated.is_some(), "restarted at once");
+        assert!(
+            status.container_statuses.as_ref().unwrap()[0].state.as_ref().unwrap().terminated.is_some(),
+            "restarted at once"
+        );
         let first = state.slots[0].current.take();
         state.slots[0].last = first;
         state.slots[0].restarts = 1;
@@ -416,7 +494,10 @@ mod tests {
         assert_eq!(message, "back-off 10s restarting failed container=a pod=p_ns(u)");
         assert_eq!(container.last_state.as_ref().unwrap().terminated.as_ref().unwrap().exit_code, 2);
         assert_eq!((status.phase.as_deref(), container.restart_count), (Some("Running"), 1));
-        assert_eq!(condition(&status, "Ready").message.as_deref(), Some("containers with unready status: [a]"));
+        assert_eq!(
+            condition(&status, "Ready").message.as_deref(),
+            Some("containers with unready status: [a]")
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -440,9 +521,14 @@ mod tests {
                 }
             }
             if ending {
-                state.ending = Some(crate::pod::state::Ending { kill_at: Instant::now() + Duration::from_secs(1) });
+                state.ending =
+                    Some(crate::pod::state::Ending { kill_at: Instant::now() + Duration::from_secs(1) });
             }
-            assert_eq!(compute(&pod, &state, &PodStatus::default(), &context()).phase.as_deref(), Some(want), "{policy} {codes:?} {ending}");
+            assert_eq!(
+                compute(&pod, &state, &PodStatus::default(), &context()).phase.as_deref(),
+                Some(want),
+                "{policy} {codes:?} {ending}"
+            );
         }
     }
 
@@ -454,7 +540,10 @@ mod tests {
         let status = compute(&pod, &state, &PodStatus::default(), &context());
         assert_eq!(status.phase.as_deref(), Some("Pending"));
         assert_eq!(reason(&status.container_statuses.as_ref().unwrap()[0]), Some("PodInitializing"));
-        assert_eq!(condition(&status, "Initialized").message.as_deref(), Some("containers with incomplete status: [i]"));
+        assert_eq!(
+            condition(&status, "Initialized").message.as_deref(),
+            Some("containers with incomplete status: [i]")
+        );
         end(&mut state.slots[0], 0);
         run(&mut state.slots[1]);
         let status = compute(&pod, &state, &status, &context());

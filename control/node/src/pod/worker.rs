@@ -19,7 +19,10 @@ use wharf_kit::view::Key;
 use super::backoff::{self, Restarts, Tries};
 use super::ops::{self, Adopted, Done, StartError};
 use super::plan::{self, RestartPolicy, Step, plan};
-use super::state::{Doing, Ending, Exit, Handler, ImageState, PodDoing, Record, Role, Run, Sandbox, Slot, State, Trouble, VolumeState, container, hash};
+use super::state::{
+    Doing, Ending, Exit, Handler, ImageState, PodDoing, Record, Role, Run, Sandbox, Slot, State, Trouble,
+    VolumeState, container, hash,
+};
 use super::status::{self, Context};
 use super::{Brief, Message, Shared, Snapshot};
 use crate::probe::{self, Purpose};
@@ -71,7 +74,14 @@ struct Report {
 
 impl Worker {
     /// None if the object is no pod that can be understood.
-    pub(super) fn new(shared: Arc<Shared>, key: Key, raw: Bytes, inventory: Option<super::Inventory>, inbox: mpsc::Receiver<Message>, own: mpsc::Sender<Message>) -> Option<Self> {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        key: Key,
+        raw: Bytes,
+        inventory: Option<super::Inventory>,
+        inbox: mpsc::Receiver<Message>,
+        own: mpsc::Sender<Message>,
+    ) -> Option<Self> {
         let pod = match serde_json::from_slice::<Pod>(&raw) {
             Ok(pod) => Arc::new(pod),
             Err(error) => {
@@ -84,14 +94,17 @@ impl Worker {
         let mut state = State::new(spec);
         let before = pod.status.clone().unwrap_or_default();
         state.over = matches!(before.phase.as_deref(), Some("Succeeded" | "Failed"));
-        let statuses = before.init_container_statuses.iter().flatten().chain(before.container_statuses.iter().flatten());
+        let statuses =
+            before.init_container_statuses.iter().flatten().chain(before.container_statuses.iter().flatten());
         for told in statuses {
             let Some(slot) = state.slots.iter_mut().find(|slot| slot.name == told.name) else { continue };
             // If the runtime has lost it, the next run is one more.
             let begun = told.container_id.is_some();
-            slot.restarts = u32::try_from(told.restart_count).unwrap_or(0) + u32::from(begun && told.state.as_ref().is_none_or(|state| state.waiting.is_none()));
+            slot.restarts = u32::try_from(told.restart_count).unwrap_or(0)
+                + u32::from(begun && told.state.as_ref().is_none_or(|state| state.waiting.is_none()));
         }
-        let snapshot = watch::Sender::new(Snapshot { uid: uid.clone(), raw: raw.clone(), ..Default::default() });
+        let snapshot =
+            watch::Sender::new(Snapshot { uid: uid.clone(), raw: raw.clone(), ..Default::default() });
         shared.directory.insert(key.clone(), snapshot.subscribe());
         let mut worker = Self {
             shared,
@@ -178,7 +191,12 @@ impl Worker {
             Message::Pod(raw) => self.changed(raw),
             Message::Gone => {
                 self.gone = true;
-                let grace = self.pod().spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds).unwrap_or(30);
+                let grace = self
+                    .pod()
+                    .spec
+                    .as_ref()
+                    .and_then(|spec| spec.termination_grace_period_seconds)
+                    .unwrap_or(30);
                 self.end_within(grace);
             }
             Message::Inventory(inventory) => {
@@ -205,15 +223,29 @@ impl Worker {
         if before.metadata.generation != pod.metadata.generation {
             self.spec_changed(&pod);
         }
-        let told = before.metadata.labels != pod.metadata.labels || before.metadata.annotations != pod.metadata.annotations;
-        if told && volumes::tell_fields(&pod) && self.state.volumes == VolumeState::Ready && self.state.doing.is_none() {
+        let told = before.metadata.labels != pod.metadata.labels
+            || before.metadata.annotations != pod.metadata.annotations;
+        if told
+            && volumes::tell_fields(&pod)
+            && self.state.volumes == VolumeState::Ready
+            && self.state.doing.is_none()
+        {
             self.state.volumes = VolumeState::Wanted;
         }
         // Somebody else's conditions (readiness gates) are kept as they are now.
         let own: PodStatus = serde_json::from_slice(&self.reported).unwrap_or_default();
         let theirs = pod.status.clone().unwrap_or_default();
-        let others = theirs.conditions.into_iter().flatten().filter(|condition| !status::own_condition(&condition.type_));
-        let mine = own.conditions.iter().flatten().filter(|condition| status::own_condition(&condition.type_)).cloned();
+        let others = theirs
+            .conditions
+            .into_iter()
+            .flatten()
+            .filter(|condition| !status::own_condition(&condition.type_));
+        let mine = own
+            .conditions
+            .iter()
+            .flatten()
+            .filter(|condition| status::own_condition(&condition.type_))
+            .cloned();
         let merged = PodStatus { conditions: Some(mine.chain(others).collect()), ..own.clone() };
         if own.conditions.is_some() && merged.conditions != own.conditions {
             self.reported = serde_json::to_vec(&merged).unwrap_or_default();
@@ -261,7 +293,11 @@ impl Worker {
                 sandbox.ready = false;
             }
         }
-        let told: Vec<_> = event.containers_statuses.into_iter().filter(|status| status.state() == v1::ContainerState::ContainerExited).collect();
+        let told: Vec<_> = event
+            .containers_statuses
+            .into_iter()
+            .filter(|status| status.state() == v1::ContainerState::ContainerExited)
+            .collect();
         let mut known = false;
         for status in told {
             known |= status.id == event.container_id;
@@ -271,7 +307,9 @@ impl Worker {
                     let exit = ops::exit(&shared, &pod, &status).await;
                     self.ended(slot, exit);
                 }
-                None if self.state.slots.iter().any(|slot| slot.doing == Some(Doing::Starting)) => self.early.push(status),
+                None if self.state.slots.iter().any(|slot| slot.doing == Some(Doing::Starting)) => {
+                    self.early.push(status)
+                }
                 None => {}
             }
         }
@@ -283,7 +321,9 @@ impl Worker {
 
     /// The slot whose current run has this id and has not ended.
     fn running(&self, id: &str) -> Option<usize> {
-        self.state.slots.iter().position(|slot| slot.current.as_ref().is_some_and(|record| record.id == id && record.exit().is_none()))
+        self.state.slots.iter().position(|slot| {
+            slot.current.as_ref().is_some_and(|record| record.id == id && record.exit().is_none())
+        })
     }
 
     fn verdict(&mut self, index: usize, id: &str, purpose: Purpose, good: bool) {
@@ -305,7 +345,10 @@ impl Worker {
             (Purpose::Startup | Purpose::Liveness, false) => {
                 let own = purpose.of(spec).and_then(|probe| probe.termination_grace_period_seconds);
                 slot.doomed = Some(grace_of(&pod, own));
-                let message = format!("Container {name} failed {} probe, will be restarted", purpose.word().to_lowercase());
+                let message = format!(
+                    "Container {name} failed {} probe, will be restarted",
+                    purpose.word().to_lowercase()
+                );
                 self.event(Some(&name), Severity::Normal, "Killing", message);
             }
         }
@@ -437,7 +480,12 @@ impl Worker {
         self.state.volumes = VolumeState::Failed { message, tries, waiting };
     }
 
-    fn image_found(&mut self, index: usize, result: Result<Arc<crate::images::Image>, crate::images::Error>, now: Instant) {
+    fn image_found(
+        &mut self,
+        index: usize,
+        result: Result<Arc<crate::images::Image>, crate::images::Error>,
+        now: Instant,
+    ) {
         let slot = &mut self.state.slots[index];
         slot.doing = None;
         slot.image = match result {
@@ -480,7 +528,11 @@ impl Worker {
                 slot.restarts = attempt;
                 slot.restart_at = None;
                 slot.trouble = None;
-                let early = self.early.iter().position(|status| status.id == record.id).map(|at| self.early.swap_remove(at));
+                let early = self
+                    .early
+                    .iter()
+                    .position(|status| status.id == record.id)
+                    .map(|at| self.early.swap_remove(at));
                 let over = match &record.run {
                     Run::Exited(exit) => Some(exit.clone()),
                     Run::Created | Run::Running { .. } => None,
@@ -512,13 +564,15 @@ impl Worker {
             StartError::Create(words) => ("CreateContainerError", words.clone()),
         };
         let waits = match &error {
-            StartError::Config(super::config::Error::Env(error)) => error.waits_for().cloned().map(|object| {
-                let key = match error {
-                    crate::env::Error::MissingKey { key, .. } => Some(key.clone()),
-                    _ => None,
-                };
-                (object, key)
-            }),
+            StartError::Config(super::config::Error::Env(error)) => {
+                error.waits_for().cloned().map(|object| {
+                    let key = match error {
+                        crate::env::Error::MissingKey { key, .. } => Some(key.clone()),
+                        _ => None,
+                    };
+                    (object, key)
+                })
+            }
             _ => None,
         };
         if let Some((object, key)) = waits {
@@ -536,7 +590,8 @@ impl Worker {
         let pod = self.pod();
         let slot = &mut self.state.slots[index];
         let Some(spec) = container(&pod, &slot.name) else { return };
-        let supported = |purpose: Purpose| purpose.of(spec).is_some_and(|probe| probe::settings(probe, spec).is_ok());
+        let supported =
+            |purpose: Purpose| purpose.of(spec).is_some_and(|probe| probe::settings(probe, spec).is_ok());
         let (was_started, was_ready) = told.unwrap_or_default();
         slot.started = was_started || !supported(Purpose::Startup);
         slot.ready = slot.started && (was_ready || !supported(Purpose::Readiness));
@@ -553,11 +608,20 @@ impl Worker {
         }
         let pod = self.pod();
         let slot = &self.state.slots[index];
-        let (Some(spec), Some(record)) = (container(&pod, &slot.name).cloned(), &slot.current) else { return };
+        let (Some(spec), Some(record)) = (container(&pod, &slot.name).cloned(), &slot.current) else {
+            return;
+        };
         let (name, id) = (slot.name.clone(), record.id.clone());
-        let purposes: &[Purpose] = if slot.started { &[Purpose::Readiness, Purpose::Liveness] } else { &[Purpose::Startup] };
+        let purposes: &[Purpose] =
+            if slot.started { &[Purpose::Readiness, Purpose::Liveness] } else { &[Purpose::Startup] };
         let host_network = pod.spec.as_ref().is_some_and(|spec| spec.host_network == Some(true));
-        let address = self.state.sandbox.as_ref().filter(|_| !host_network).and_then(|sandbox| sandbox.ips.first()).and_then(|ip| ip.parse().ok());
+        let address = self
+            .state
+            .sandbox
+            .as_ref()
+            .filter(|_| !host_network)
+            .and_then(|sandbox| sandbox.ips.first())
+            .and_then(|ip| ip.parse().ok());
         let Some(address) = address.or(host_network.then_some(self.shared.host)) else { return };
         let subject = self.subject(Some(&name));
         for purpose in purposes {
@@ -565,17 +629,24 @@ impl Worker {
             let settings = match probe::settings(probe, &spec) {
                 Ok(settings) => settings,
                 Err(error) => {
-                    self.shared.recorder.warning(&subject, "ProbeNotSupported", format!("{} probe of container {name}: {error}", purpose.word()));
+                    self.shared.recorder.warning(
+                        &subject,
+                        "ProbeNotSupported",
+                        format!("{} probe of container {name}: {error}", purpose.word()),
+                    );
                     continue;
                 }
             };
             let (own, id, purpose) = (self.own.clone(), id.clone(), *purpose);
             let (recorder, subject) = (self.shared.recorder.clone(), subject.clone());
             let turned = move |good: bool| {
-                let (own, verdict) = (own.clone(), Message::Verdict { slot: index, id: id.clone(), purpose, good });
+                let (own, verdict) =
+                    (own.clone(), Message::Verdict { slot: index, id: id.clone(), purpose, good });
                 async move { drop(own.send(verdict).await) } // an error: the worker is gone, and so is the pod
             };
-            let failed = move |words: &str| recorder.warning(&subject, "Unhealthy", format!("{} probe failed: {words}", purpose.word()));
+            let failed = move |words: &str| {
+                recorder.warning(&subject, "Unhealthy", format!("{} probe failed: {words}", purpose.word()))
+            };
             let task = tokio::spawn(probe::run(settings, purpose, address, turned, failed));
             self.probes.push((index, task.abort_handle()));
         }
@@ -603,7 +674,10 @@ impl Worker {
         let waits = slot.restart_at.is_some_and(|at| at > Instant::now()) && policy.wants(slot);
         if waits && self.state.ending.is_none() {
             let name = slot.name.clone();
-            let message = format!("Back-off restarting failed container {name} in pod {}_{}({})", self.key.name, self.key.namespace, self.uid);
+            let message = format!(
+                "Back-off restarting failed container {name} in pod {}_{}({})",
+                self.key.name, self.key.namespace, self.uid
+            );
             self.event(Some(&name), Severity::Warning, "BackOff", message);
         }
     }
@@ -629,9 +703,13 @@ impl Worker {
         let before: PodStatus = serde_json::from_slice(&self.reported).unwrap_or_default();
         for index in 0..self.state.slots.len() {
             let name = self.state.slots[index].name.clone();
-            let mut runs = adopted.containers.iter().filter(|status| status.metadata.as_ref().is_some_and(|metadata| metadata.name == name));
+            let mut runs = adopted
+                .containers
+                .iter()
+                .filter(|status| status.metadata.as_ref().is_some_and(|metadata| metadata.name == name));
             let newest = runs.next();
-            let known = self.state.slots[index].current.as_ref().map(|record| (record.id.clone(), record.running()));
+            let known =
+                self.state.slots[index].current.as_ref().map(|record| (record.id.clone(), record.running()));
             match (newest, known) {
                 (None, Some((_, true))) => {
                     let exit = unknown_exit(&self.state.slots[index]);
@@ -656,10 +734,21 @@ impl Worker {
                     slot.restart_at = over.then_some(now);
                     slot.current = Some(record);
                     if running {
-                        let told = before.container_statuses.iter().flatten().chain(before.init_container_statuses.iter().flatten());
+                        let told = before
+                            .container_statuses
+                            .iter()
+                            .flatten()
+                            .chain(before.init_container_statuses.iter().flatten());
                         let told = told.into_iter().find(|told| told.name == name);
-                        let same = told.filter(|told| told.container_id.as_ref().is_some_and(|told| told.ends_with(&status.id)));
-                        self.runs(index, Some(same.map_or((false, false), |told| (told.started == Some(true), told.ready))));
+                        let same = told.filter(|told| {
+                            told.container_id.as_ref().is_some_and(|told| told.ends_with(&status.id))
+                        });
+                        self.runs(
+                            index,
+                            Some(
+                                same.map_or((false, false), |told| (told.started == Some(true), told.ready)),
+                            ),
+                        );
                         if changed {
                             self.state.slots[index].doomed = Some(grace_of(&pod, None));
                         }
@@ -674,11 +763,22 @@ impl Worker {
 
     fn read_last_words(&mut self, index: usize, status: v1::ContainerStatus) {
         let told: PodStatus = serde_json::from_slice(&self.reported).unwrap_or_default();
-        let told = told.container_statuses.into_iter().flatten().chain(told.init_container_statuses.into_iter().flatten());
-        let states = told.flat_map(|told| [told.state, told.last_state]).flatten().filter_map(|state| state.terminated);
+        let told = told
+            .container_statuses
+            .into_iter()
+            .flatten()
+            .chain(told.init_container_statuses.into_iter().flatten());
+        let states = told
+            .flat_map(|told| [told.state, told.last_state])
+            .flatten()
+            .filter_map(|state| state.terminated);
         // What was told before the restart had them.
-        let known = states.into_iter().find(|end| end.container_id.as_ref().is_some_and(|id| id.ends_with(&status.id)));
-        if let (Some(end), Some(Run::Exited(exit))) = (known, self.state.slots[index].current.as_mut().map(|record| &mut record.run)) {
+        let known = states
+            .into_iter()
+            .find(|end| end.container_id.as_ref().is_some_and(|id| id.ends_with(&status.id)));
+        if let (Some(end), Some(Run::Exited(exit))) =
+            (known, self.state.slots[index].current.as_mut().map(|record| &mut record.run))
+        {
             exit.message = end.message.unwrap_or_default();
         }
     }
@@ -709,7 +809,9 @@ impl Worker {
                 && error.reason() == "ErrImagePull"
             {
                 // The wait after the first failure is as long as any later one, so this is never in its way.
-                let wait = backoff::FIRST.saturating_mul(1 << (tries.failures.max(1) - 1).min(16)).min(backoff::LONGEST);
+                let wait = backoff::FIRST
+                    .saturating_mul(1 << (tries.failures.max(1) - 1).min(16))
+                    .min(backoff::LONGEST);
                 let at = tries.retry_at.map(|at| at - wait + SHOWN);
                 *shown = at.is_some_and(|at| at <= now);
                 if !*shown {
@@ -719,7 +821,12 @@ impl Worker {
         }
         sooner(self.tell(&pod, now));
         self.publish();
-        if self.state.removed && !self.gone && !self.deleting && self.report.writing.is_none() && self.report.dirty.is_none() {
+        if self.state.removed
+            && !self.gone
+            && !self.deleting
+            && self.report.writing.is_none()
+            && self.report.dirty.is_none()
+        {
             self.deleting = true;
             let delete = ops::delete(self.shared.clone(), self.key.clone(), self.uid.to_string());
             self.ops.spawn(delete);
@@ -739,7 +846,13 @@ impl Worker {
                 let slot = &mut self.state.slots[index];
                 let Some(container) = container(&pod, &slot.name).cloned() else { return };
                 slot.doing = Some(Doing::Pulling);
-                let config = super::config::sandbox(&pod, self.state.sandbox_attempts, &shared.logs, &shared.name, &shared.resolver);
+                let config = super::config::sandbox(
+                    &pod,
+                    self.state.sandbox_attempts,
+                    &shared.logs,
+                    &shared.name,
+                    &shared.resolver,
+                );
                 self.ops.spawn(ops::image(shared, pod, container, index, Some(config)));
             }
             Step::Sandbox(handler) => {
@@ -767,10 +880,15 @@ impl Worker {
             }
             Step::Start(index) => {
                 let slot = &mut self.state.slots[index];
-                let (Some(container), Some(sandbox), Some(volumes)) = (container(&pod, &slot.name).cloned(), &self.state.sandbox, &self.volumes) else { return };
+                let (Some(container), Some(sandbox), Some(volumes)) =
+                    (container(&pod, &slot.name).cloned(), &self.state.sandbox, &self.volumes)
+                else {
+                    return;
+                };
                 let ImageState::Here(image) = &slot.image else { return };
                 slot.doing = Some(Doing::Starting);
-                let again = slot.trouble.is_some() || slot.current.as_ref().is_some_and(|record| record.run == Run::Created);
+                let again = slot.trouble.is_some()
+                    || slot.current.as_ref().is_some_and(|record| record.run == Run::Created);
                 let ended = slot.exit().is_some();
                 let start = ops::Start {
                     slot: index,
@@ -815,14 +933,17 @@ impl Worker {
         }
         let before: PodStatus = serde_json::from_slice(&self.reported).unwrap_or_default();
         let runtime = self.shared.health.borrow().name.clone();
-        let context = Context { host_ip: &self.shared.host_ip, runtime: &runtime, now: ops::now(), instant: now };
+        let context =
+            Context { host_ip: &self.shared.host_ip, runtime: &runtime, now: ops::now(), instant: now };
         let after = status::compute(pod, &self.state, &before, &context);
         if after == before {
             self.report.dirty = None;
             return None;
         }
         let dirty = *self.report.dirty.get_or_insert(now);
-        let settling = self.settling.filter(|until| *until > now && self.state.slots.iter().any(|slot| slot.running() && !slot.ready));
+        let settling = self.settling.filter(|until| {
+            *until > now && self.state.slots.iter().any(|slot| slot.running() && !slot.ready)
+        });
         let not_before = match settling {
             Some(until) => Some(until),
             None if self.state.quiet() => None,
@@ -837,7 +958,12 @@ impl Worker {
         let bytes = serde_json::to_vec(&after).unwrap_or_default();
         self.report.dirty = None;
         self.report.writing = Some(bytes);
-        let write = ops::write(self.shared.clone(), self.key.clone(), self.uid.to_string(), Value::Object(difference));
+        let write = ops::write(
+            self.shared.clone(),
+            self.key.clone(),
+            self.uid.to_string(),
+            Value::Object(difference),
+        );
         self.ops.spawn(write);
         None
     }
@@ -853,7 +979,12 @@ impl Worker {
         let now = Snapshot {
             uid: self.uid.clone(),
             raw: self.raw.clone(),
-            sandbox: self.state.sandbox.as_ref().filter(|sandbox| sandbox.ready).map(|sandbox| sandbox.id.clone()),
+            sandbox: self
+                .state
+                .sandbox
+                .as_ref()
+                .filter(|sandbox| sandbox.ready)
+                .map(|sandbox| sandbox.id.clone()),
             containers: self.state.slots.iter().map(brief).collect(),
         };
         self.snapshot.send_if_modified(|have| {
@@ -866,7 +997,8 @@ impl Worker {
 
 /// The grace of a probe, else of the pod.
 fn grace_of(pod: &Pod, own: Option<i64>) -> Duration {
-    let seconds = own.or(pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds)).unwrap_or(30);
+    let seconds =
+        own.or(pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds)).unwrap_or(30);
     Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
 }
 
@@ -880,4 +1012,3 @@ fn unknown_exit(slot: &Slot) -> Exit {
     let message = "The container could not be located when its end was noticed".to_owned();
     Exit { started, finished, code: 137, reason: "ContainerStatusUnknown".to_owned(), message }
 }
-

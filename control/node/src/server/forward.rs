@@ -17,31 +17,48 @@ use wharf_kit::view::Key;
 use super::{Body, text};
 use crate::pod::Shared;
 
-pub async fn serve(shared: &Arc<Shared>, namespace: &str, pod: &str, request: Request<Incoming>) -> Response<Body> {
+pub async fn serve(
+    shared: &Arc<Shared>,
+    namespace: &str,
+    pod: &str,
+    request: Request<Incoming>,
+) -> Response<Body> {
     let Some(found) = shared.directory.find(&Key::new(namespace, pod)) else {
         return text(StatusCode::NOT_FOUND, format!("pod does not exist: {namespace}/{pod}\n"));
     };
     let Some(sandbox) = found.borrow().sandbox.clone() else {
-        return text(StatusCode::INTERNAL_SERVER_ERROR, format!("pod {namespace}/{pod} has no running sandbox\n"));
+        return text(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            format!("pod {namespace}/{pod} has no running sandbox\n"),
+        );
     };
     if !request.headers().contains_key(header::UPGRADE) {
         return text(StatusCode::BAD_REQUEST, "you must specify at least 1 'Upgrade' header\n".to_owned());
     }
     let port = ports(request.uri().query().unwrap_or_default());
-    let asked = shared.runtime.runtime.clone().port_forward(v1::PortForwardRequest { pod_sandbox_id: sandbox, port }).await;
+    let asked = shared
+        .runtime
+        .runtime
+        .clone()
+        .port_forward(v1::PortForwardRequest { pod_sandbox_id: sandbox, port })
+        .await;
     let url = match asked {
         Ok(answer) => answer.into_inner().url,
         Err(status) => return text(StatusCode::INTERNAL_SERVER_ERROR, format!("{}\n", status.message())),
     };
     match replay(&url, request).await {
         Ok(response) => response,
-        Err(words) => text(StatusCode::BAD_GATEWAY, format!("the runtime's streaming server at {url}: {words}\n")),
+        Err(words) => {
+            text(StatusCode::BAD_GATEWAY, format!("the runtime's streaming server at {url}: {words}\n"))
+        }
     }
 }
 
 /// The ports that older clients name in the query.
 fn ports(query: &str) -> Vec<i32> {
-    let values = query.split('&').filter_map(|pair| pair.strip_prefix("ports=").or_else(|| pair.strip_prefix("port=")));
+    let values = query
+        .split('&')
+        .filter_map(|pair| pair.strip_prefix("ports=").or_else(|| pair.strip_prefix("port=")));
     values.flat_map(|value| value.split(',')).filter_map(|port| port.parse().ok()).collect()
 }
 
@@ -51,17 +68,27 @@ async fn replay(url: &str, mut request: Request<Incoming>) -> Result<Response<Bo
     let authority = uri.authority().ok_or("its address has no host")?.clone();
     let path = uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
     let host = authority.host().trim_matches(['[', ']']).to_owned();
-    let stream = TcpStream::connect((host.as_str(), authority.port_u16().unwrap_or(80))).await.map_err(|error| error.to_string())?;
+    let stream = TcpStream::connect((host.as_str(), authority.port_u16().unwrap_or(80)))
+        .await
+        .map_err(|error| error.to_string())?;
     let _ = stream.set_nodelay(true);
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| error.to_string())?;
     tokio::spawn(async move {
         if let Err(error) = connection.with_upgrades().await {
             debug!(error = %chain(&error), "the connection to the runtime's streaming server broke");
         }
     });
-    let mut onward = Request::builder().method(request.method()).uri(path).body(Empty::<Bytes>::new()).map_err(|error| error.to_string())?;
+    let mut onward = Request::builder()
+        .method(request.method())
+        .uri(path)
+        .body(Empty::<Bytes>::new())
+        .map_err(|error| error.to_string())?;
     copy_headers(request.headers(), onward.headers_mut());
-    onward.headers_mut().insert(header::HOST, authority.as_str().parse().map_err(|_| "its address is no host header")?);
+    onward
+        .headers_mut()
+        .insert(header::HOST, authority.as_str().parse().map_err(|_| "its address is no host header")?);
     let mut answer = sender.send_request(onward).await.map_err(|error| error.to_string())?;
 
     let mut response = Response::new(Body::default());
@@ -78,7 +105,8 @@ async fn replay(url: &str, mut request: Request<Incoming>) -> Result<Response<Bo
             Ok(both) => both,
             Err(error) => return debug!(error = %chain(&error), "a port-forward was not upgraded"),
         };
-        let joined = tokio::io::copy_bidirectional(&mut TokioIo::new(client), &mut TokioIo::new(runtime)).await;
+        let joined =
+            tokio::io::copy_bidirectional(&mut TokioIo::new(client), &mut TokioIo::new(runtime)).await;
         if let Err(error) = joined {
             debug!(%error, "a port-forward ended"); // clients go without a word, as a rule
         }
@@ -89,7 +117,10 @@ async fn replay(url: &str, mut request: Request<Incoming>) -> Result<Response<Bo
 /// All but what belongs to one hop's body and name; the upgrade headers are the point.
 fn copy_headers(from: &HeaderMap, to: &mut HeaderMap) {
     for (name, value) in from {
-        if !matches!(*name, header::HOST | header::CONTENT_LENGTH | header::TRANSFER_ENCODING | header::AUTHORIZATION) {
+        if !matches!(
+            *name,
+            header::HOST | header::CONTENT_LENGTH | header::TRANSFER_ENCODING | header::AUTHORIZATION
+        ) {
             to.append(name, value.clone());
         }
     }

@@ -46,7 +46,11 @@ impl Options {
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, "true"));
             let value = decode(value);
-            let number = || value.parse::<u64>().map_err(|_| format!("invalid value for \"{name}\": {value:?} is not a number of at least 0"));
+            let number = || {
+                value.parse::<u64>().map_err(|_| {
+                    format!("invalid value for \"{name}\": {value:?} is not a number of at least 0")
+                })
+            };
             let flag = || match value.as_str() {
                 "" | "true" | "1" => Ok(true),
                 "false" | "0" => Ok(false),
@@ -60,9 +64,15 @@ impl Options {
                 "limitBytes" => options.limit = Some(number()?),
                 "sinceSeconds" => {
                     let seconds = i64::try_from(number()?).unwrap_or(i64::MAX);
-                    options.since = Some(now.checked_sub(SignedDuration::from_secs(seconds)).unwrap_or(Timestamp::MIN));
+                    options.since =
+                        Some(now.checked_sub(SignedDuration::from_secs(seconds)).unwrap_or(Timestamp::MIN));
                 }
-                "sinceTime" => options.since = Some(value.parse().map_err(|_| format!("invalid value for \"sinceTime\": {value:?} is not a time"))?),
+                "sinceTime" => {
+                    options.since =
+                        Some(value.parse().map_err(|_| {
+                            format!("invalid value for \"sinceTime\": {value:?} is not a time")
+                        })?)
+                }
                 "stream" => {
                     options.stream = match value.as_str() {
                         "Stdout" => Some(Stream::Stdout),
@@ -86,7 +96,8 @@ fn decode(text: &str) -> String {
             b'+' => out.push(b' '),
             b'%' => {
                 let digits = [bytes.next().unwrap_or(b'0'), bytes.next().unwrap_or(b'0')];
-                let code = std::str::from_utf8(&digits).ok().and_then(|digits| u8::from_str_radix(digits, 16).ok());
+                let code =
+                    std::str::from_utf8(&digits).ok().and_then(|digits| u8::from_str_radix(digits, 16).ok());
                 out.push(code.unwrap_or(b'?'));
             }
             byte => out.push(byte),
@@ -95,7 +106,13 @@ fn decode(text: &str) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
-pub async fn serve(shared: &Arc<Shared>, namespace: &str, pod: &str, container: &str, query: &str) -> Response<Body> {
+pub async fn serve(
+    shared: &Arc<Shared>,
+    namespace: &str,
+    pod: &str,
+    container: &str,
+    query: &str,
+) -> Response<Body> {
     let options = match Options::parse(query, Timestamp::now()) {
         Ok(options) => options,
         Err(words) => return text(StatusCode::BAD_REQUEST, format!("{words}\n")),
@@ -105,7 +122,10 @@ pub async fn serve(shared: &Arc<Shared>, namespace: &str, pod: &str, container: 
     };
     let snapshot = found.borrow().clone();
     let Some(brief) = snapshot.containers.iter().find(|brief| brief.name == container) else {
-        return text(StatusCode::BAD_REQUEST, format!("container \"{container}\" in pod \"{pod}\" is not available\n"));
+        return text(
+            StatusCode::BAD_REQUEST,
+            format!("container \"{container}\" in pod \"{pod}\" is not available\n"),
+        );
     };
     let attempt = match (brief.attempt, options.previous) {
         (Some(attempt), false) => Some(attempt),
@@ -123,14 +143,22 @@ pub async fn serve(shared: &Arc<Shared>, namespace: &str, pod: &str, container: 
         return text(StatusCode::BAD_REQUEST, words);
     };
     let path = directory.join(logs::relative(container, attempt));
-    let follow = (options.follow && !options.previous).then(|| Running { pod: found, container: container.to_owned(), attempt });
+    let follow = (options.follow && !options.previous).then(|| Running {
+        pod: found,
+        container: container.to_owned(),
+        attempt,
+    });
     let (tx, rx) = mpsc::channel(8);
     let reader = Reader { options, path, tx, sent: 0, partial: [false; 2] };
     // Errors of reading end the stream; the client sees a broken body.
     tokio::spawn(reader.run(follow));
-    let stream = futures::stream::unfold(rx, |mut rx| async move { rx.recv().await.map(|item| (item.map(hyper::body::Frame::data), rx)) });
+    let stream = futures::stream::unfold(rx, |mut rx| async move {
+        rx.recv().await.map(|item| (item.map(hyper::body::Frame::data), rx))
+    });
     let mut response = Response::new(StreamBody::new(stream).boxed_unsync());
-    response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("text/plain; charset=utf-8"));
+    response
+        .headers_mut()
+        .insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("text/plain; charset=utf-8"));
     response
 }
 
@@ -144,7 +172,10 @@ struct Running {
 impl Running {
     fn goes_on(&mut self) -> bool {
         let snapshot = self.pod.borrow_and_update();
-        snapshot.containers.iter().any(|brief| brief.name == self.container && brief.attempt == Some(self.attempt) && brief.running)
+        snapshot
+            .containers
+            .iter()
+            .any(|brief| brief.name == self.container && brief.attempt == Some(self.attempt) && brief.running)
     }
 }
 
@@ -212,7 +243,11 @@ impl Reader {
     }
 
     /// Opens the log; one of a container that has written nothing yet may not be there.
-    async fn open(&self, follow: &mut Option<Running>, changes: Option<&Changes>) -> std::io::Result<Option<File>> {
+    async fn open(
+        &self,
+        follow: &mut Option<Running>,
+        changes: Option<&Changes>,
+    ) -> std::io::Result<Option<File>> {
         loop {
             match File::open(&self.path).await {
                 Ok(file) => return Ok(Some(file)),
@@ -333,9 +368,16 @@ impl Changes {
         let directory = path.parent().unwrap_or(path);
         std::fs::create_dir_all(directory)?; // the runtime makes it no later than with the first line
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
-        let flags = AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_MOVED_FROM | AddWatchFlags::IN_DELETE_SELF;
+        let flags = AddWatchFlags::IN_MODIFY
+            | AddWatchFlags::IN_CREATE
+            | AddWatchFlags::IN_MOVED_TO
+            | AddWatchFlags::IN_MOVED_FROM
+            | AddWatchFlags::IN_DELETE_SELF;
         inotify.add_watch(directory, flags)?;
-        Ok(Self(AsyncFd::register(inotify.into())?))
+        #[expect(unsafe_code, reason = "tokio has no safe way to wait for a descriptor that is no socket")]
+        // SAFETY: an OwnedFd is an open descriptor and stays the same one until it is dropped, which is when the AsyncFd is.
+        let readable = unsafe { AsyncFd::register(OwnedFd::from(inotify)) };
+        Ok(Self(readable?))
     }
 
     /// Waits until something changed. What it was does not matter: the file is looked at anew.
@@ -367,7 +409,13 @@ mod tests {
     async fn read_all(path: &Path, query: &str) -> String {
         let (tx, mut rx) = mpsc::channel(8);
         let now = "2026-01-02T03:04:10Z".parse().unwrap();
-        let reader = Reader { options: Options::parse(query, now).unwrap(), path: path.to_owned(), tx, sent: 0, partial: [false; 2] };
+        let reader = Reader {
+            options: Options::parse(query, now).unwrap(),
+            path: path.to_owned(),
+            tx,
+            sent: 0,
+            partial: [false; 2],
+        };
         tokio::spawn(reader.run(None));
         let mut all = Vec::new();
         while let Some(chunk) = rx.recv().await {
@@ -390,7 +438,10 @@ mod tests {
             ("tailLines=3", "line 9\nlong text\n"),
             ("limitBytes=9", "line 0\nli"),
             ("sinceSeconds=1", "line 9\nlong text\n"),
-            ("sinceTime=2026-01-02T03:04:09%2B00:00&timestamps=true", "2026-01-02T03:04:09.5Z line 9\n2026-01-02T03:04:11Z long text\n"),
+            (
+                "sinceTime=2026-01-02T03:04:09%2B00:00&timestamps=true",
+                "2026-01-02T03:04:09.5Z line 9\n2026-01-02T03:04:11Z long text\n",
+            ),
             ("stream=Stderr", "long text\n"),
         ] {
             assert_eq!(read_all(&path, query).await, want, "{query}");
@@ -414,14 +465,22 @@ mod tests {
     async fn a_followed_log_goes_on_over_rotation_until_the_container_ends() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("c/0.log");
-        let state = |running| Snapshot { containers: vec![Brief { name: "c".into(), attempt: Some(0), running, waiting: String::new() }], ..Default::default() };
+        let state = |running| Snapshot {
+            containers: vec![Brief { name: "c".into(), attempt: Some(0), running, waiting: String::new() }],
+            ..Default::default()
+        };
         let (pod_tx, pod) = watch::channel(state(true));
         let (tx, mut rx) = mpsc::channel(8);
         let options = Options { follow: true, ..Default::default() };
         let reader = Reader { options, path: path.clone(), tx, sent: 0, partial: [false; 2] };
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         tokio::spawn(reader.run(Some(Running { pod, container: "c".into(), attempt: 0 })));
-        let mut next = async || tokio::time::timeout(Duration::from_secs(5), rx.recv()).await.expect("in time").map(|chunk| String::from_utf8(chunk.unwrap().to_vec()).unwrap());
+        let mut next = async || {
+            tokio::time::timeout(Duration::from_secs(5), rx.recv())
+                .await
+                .expect("in time")
+                .map(|chunk| String::from_utf8(chunk.unwrap().to_vec()).unwrap())
+        };
 
         std::fs::write(&path, line(1)).unwrap();
         assert_eq!(next().await.unwrap(), "line 1\n");

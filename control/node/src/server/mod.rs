@@ -44,9 +44,13 @@ const CONNECTIONS: usize = 1000;
 impl Server {
     /// Binds the socket and reads the certificates.
     pub async fn bind(serving: Serving) -> Result<Self, Error> {
-        let tls = identity::server_config(&serving.identity, ClientAuth::Required(&serving.client_ca), ALPN_HTTP1).map_err(Error::Tls)?;
+        let tls =
+            identity::server_config(&serving.identity, ClientAuth::Required(&serving.client_ca), ALPN_HTTP1)
+                .map_err(Error::Tls)?;
         let listener = match serving.listen {
-            Listen::Address(address) => TcpListener::bind(address).await.map_err(|cause| Error::Listen { address, cause })?,
+            Listen::Address(address) => {
+                TcpListener::bind(address).await.map_err(|cause| Error::Listen { address, cause })?
+            }
             Listen::Socket(socket) => {
                 socket.set_nonblocking(true).map_err(Error::Socket)?;
                 TcpListener::from_std(socket).map_err(Error::Socket)?
@@ -88,7 +92,10 @@ impl Server {
     }
 }
 
-async fn accept(listener: &TcpListener, places: &Arc<tokio::sync::Semaphore>) -> std::io::Result<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+async fn accept(
+    listener: &TcpListener,
+    places: &Arc<tokio::sync::Semaphore>,
+) -> std::io::Result<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
     let place = places.clone().acquire_owned().await.map_err(std::io::Error::other)?;
     let (stream, _) = listener.accept().await?;
     Ok((stream, place))
@@ -107,7 +114,11 @@ async fn connection(stream: TcpStream, tls: TlsAcceptor, shared: Arc<Shared>) {
         let (shared, peer) = (shared.clone(), peer.clone());
         async move { Ok::<_, Infallible>(answer(&shared, peer.as_ref(), request).await) }
     });
-    let served = hyper::server::conn::http1::Builder::new().timer(TokioTimer::new()).serve_connection(TokioIo::new(stream), service).with_upgrades().await;
+    let served = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades()
+        .await;
     if let Err(error) = served {
         debug!(error = %chain(&error), "a connection to the node server broke");
     }
@@ -115,13 +126,22 @@ async fn connection(stream: TcpStream, tls: TlsAcceptor, shared: Arc<Shared>) {
 
 /// The API server, and who may do everything.
 fn allowed(peer: Option<&Peer>) -> bool {
-    peer.is_some_and(|peer| peer.user == "kube-apiserver-kubelet-client" || peer.groups.iter().any(|group| group == "system:masters"))
+    peer.is_some_and(|peer| {
+        peer.user == "kube-apiserver-kubelet-client"
+            || peer.groups.iter().any(|group| group == "system:masters")
+    })
 }
 
 async fn answer(shared: &Arc<Shared>, peer: Option<&Peer>, request: Request<Incoming>) -> Response<Body> {
     if !allowed(peer) {
         let user = peer.map_or("", |peer| &peer.user);
-        return text(StatusCode::FORBIDDEN, format!("Forbidden (user={user}, verb={}, resource=nodes)\n", request.method().as_str().to_lowercase()));
+        return text(
+            StatusCode::FORBIDDEN,
+            format!(
+                "Forbidden (user={user}, verb={}, resource=nodes)\n",
+                request.method().as_str().to_lowercase()
+            ),
+        );
     }
     let path = request.uri().path().to_owned();
     let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
@@ -129,8 +149,12 @@ async fn answer(shared: &Arc<Shared>, peer: Option<&Peer>, request: Request<Inco
     match parts.as_slice() {
         ["healthz"] if read => text(StatusCode::OK, "ok".to_owned()),
         ["pods"] if read => pods(shared),
-        ["containerLogs", namespace, pod, container] if read => logs::serve(shared, namespace, pod, container, request.uri().query().unwrap_or_default()).await,
-        ["portForward", namespace, pod] | ["portForward", namespace, pod, _] => forward::serve(shared, namespace, pod, request).await,
+        ["containerLogs", namespace, pod, container] if read => {
+            logs::serve(shared, namespace, pod, container, request.uri().query().unwrap_or_default()).await
+        }
+        ["portForward", namespace, pod] | ["portForward", namespace, pod, _] => {
+            forward::serve(shared, namespace, pod, request).await
+        }
         _ => text(StatusCode::NOT_FOUND, "404 page not found\n".to_owned()),
     }
 }
@@ -139,7 +163,9 @@ async fn answer(shared: &Arc<Shared>, peer: Option<&Peer>, request: Request<Inco
 pub fn text(status: StatusCode, words: String) -> Response<Body> {
     let mut response = Response::new(whole(Bytes::from(words)));
     *response.status_mut() = status;
-    response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("text/plain; charset=utf-8"));
+    response
+        .headers_mut()
+        .insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("text/plain; charset=utf-8"));
     response
 }
 
@@ -158,7 +184,9 @@ fn pods(shared: &Shared) -> Response<Body> {
     }
     body.extend_from_slice(b"]}");
     let mut response = Response::new(whole(Bytes::from(body)));
-    response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
+    response
+        .headers_mut()
+        .insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
     response
 }
 
@@ -168,7 +196,10 @@ mod tests {
 
     #[test]
     fn only_the_api_server_and_masters_are_let_in() {
-        let peer = |user: &str, groups: &[&str]| Peer { user: user.into(), groups: groups.iter().map(|group| (*group).to_owned()).collect() };
+        let peer = |user: &str, groups: &[&str]| Peer {
+            user: user.into(),
+            groups: groups.iter().map(|group| (*group).to_owned()).collect(),
+        };
         assert!(allowed(Some(&peer("kube-apiserver-kubelet-client", &[]))));
         assert!(allowed(Some(&peer("kubernetes-admin", &["x", "system:masters"]))));
         assert!(!allowed(Some(&peer("system:node:n1", &["system:nodes"]))));

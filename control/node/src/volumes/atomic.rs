@@ -31,7 +31,10 @@ pub fn write(target: &Path, payload: &Payload, group: Option<u32>) -> io::Result
         let tame = path.components().all(|part| matches!(part, Component::Normal(_)));
         let hidden = path.to_str().is_some_and(|path| path.starts_with(".."));
         if !tame || hidden || path.as_os_str().is_empty() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{} is not a path below the volume", path.display())));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("{} is not a path below the volume", path.display()),
+            ));
         }
     }
     let old = match std::fs::read_link(target.join(DATA)) {
@@ -103,7 +106,10 @@ fn same(directory: &Path, payload: &Payload) -> bool {
             }
         }
     }
-    have == payload.len() && payload.iter().all(|(path, file)| std::fs::read(directory.join(path)).is_ok_and(|data| data == file.data))
+    have == payload.len()
+        && payload
+            .iter()
+            .all(|(path, file)| std::fs::read(directory.join(path)).is_ok_and(|data| data == file.data))
 }
 
 /// The first part of each path, as a link through `..data`.
@@ -137,11 +143,20 @@ mod tests {
     use super::*;
 
     fn payload(files: &[(&str, &str, u32)]) -> Payload {
-        files.iter().map(|(path, data, mode)| (PathBuf::from(path), File { data: Bytes::copy_from_slice(data.as_bytes()), mode: *mode })).collect()
+        files
+            .iter()
+            .map(|(path, data, mode)| {
+                (PathBuf::from(path), File { data: Bytes::copy_from_slice(data.as_bytes()), mode: *mode })
+            })
+            .collect()
     }
 
     fn visible(target: &Path) -> Vec<String> {
-        let mut names: Vec<_> = std::fs::read_dir(target).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).filter(|name| !name.starts_with("..")).collect();
+        let mut names: Vec<_> = std::fs::read_dir(target)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .filter(|name| !name.starts_with(".."))
+            .collect();
         names.sort();
         names
     }
@@ -155,7 +170,10 @@ mod tests {
         assert_eq!(std::fs::metadata(target.join("sub/b")).unwrap().permissions().mode() & 0o777, 0o400);
         assert_eq!(visible(target), ["a", "sub"]);
         let before = std::fs::read_link(target.join(DATA)).unwrap();
-        assert!(!write(target, &payload(&[("a", "1", 0o644), ("sub/b", "2", 0o400)]), None).unwrap(), "nothing changed");
+        assert!(
+            !write(target, &payload(&[("a", "1", 0o644), ("sub/b", "2", 0o400)]), None).unwrap(),
+            "nothing changed"
+        );
         assert_eq!(std::fs::read_link(target.join(DATA)).unwrap(), before);
 
         let mut open = std::fs::File::open(target.join("a")).unwrap();

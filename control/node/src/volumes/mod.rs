@@ -10,10 +10,12 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::FutureExt as _;
 use k8s_openapi::api::core::v1::{
-    ConfigMapVolumeSource, DownwardAPIVolumeFile, EmptyDirVolumeSource, HostPathVolumeSource, KeyToPath, Pod, SecretVolumeSource, Volume, VolumeProjection,
+    ConfigMapVolumeSource, DownwardAPIVolumeFile, EmptyDirVolumeSource, HostPathVolumeSource, KeyToPath, Pod,
+    SecretVolumeSource, Volume, VolumeProjection,
 };
 use nix::mount::{MntFlags, MsFlags};
 use tokio::sync::watch;
@@ -28,6 +30,8 @@ use atomic::{File, Payload};
 pub enum Error {
     #[error("MountVolume.SetUp failed for volume \"{volume}\" : {kind} \"{name}\" not found", kind = object.kind.lower(), name = object.name)]
     MissingObject { volume: String, object: ObjectName },
+    #[error("MountVolume.SetUp failed for volume \"{volume}\" : failed to sync {kind} \"{name}\": timed out waiting for the API", kind = object.kind.lower(), name = object.name)]
+    NoAnswer { volume: String, object: ObjectName },
     #[error("MountVolume.SetUp failed for volume \"{volume}\" : references non-existent config key: {key}")]
     MissingKey { volume: String, key: String, object: ObjectName },
     #[error("volume \"{volume}\" needs {what}, which this version of Wharf's node agent does not offer")]
@@ -48,7 +52,12 @@ impl Error {
         match self {
             Self::MissingObject { object, .. } => Some((object, None)),
             Self::MissingKey { object, key, .. } => Some((object, Some(key))),
-            Self::Unsupported { .. } | Self::HostPath { .. } | Self::Field { .. } | Self::Io { .. } | Self::SubPath { .. } => None,
+            Self::NoAnswer { .. }
+            | Self::Unsupported { .. }
+            | Self::HostPath { .. }
+            | Self::Field { .. }
+            | Self::Io { .. }
+            | Self::SubPath { .. } => None,
         }
     }
 }
@@ -98,7 +107,11 @@ pub async fn prepare(root: &Path, facts: &Facts<'_>, objects: &Objects) -> Resul
     let mut ready = Ready { paths: HashMap::new(), sources: Sources::default() };
     let Some(spec) = &pod.spec else { return Ok(ready) };
     let base = pod_directory(root, pod.metadata.uid.as_deref().unwrap_or_default()).join("volumes");
-    let group = spec.security_context.as_ref().and_then(|context| context.fs_group).and_then(|group| u32::try_from(group).ok());
+    let group = spec
+        .security_context
+        .as_ref()
+        .and_then(|context| context.fs_group)
+        .and_then(|group| u32::try_from(group).ok());
     for volume in spec.volumes.iter().flatten() {
         let name = &volume.name;
         let (kind, work) = plan(volume, facts, objects, &mut ready.sources).await?;
@@ -111,7 +124,9 @@ pub async fn prepare(root: &Path, facts: &Facts<'_>, objects: &Objects) -> Resul
         let target = path.clone();
         // Mounting and writing block.
         let done = tokio::task::spawn_blocking(move || make(&target, work, group)).await;
-        done.map_err(io::Error::other).flatten().map_err(|cause| Error::Io { volume: name.clone(), cause })?;
+        done.map_err(io::Error::other)
+            .flatten()
+            .map_err(|cause| Error::Io { volume: name.clone(), cause })?;
         ready.paths.insert(name.clone(), Place { path, readonly, own });
     }
     Ok(ready)
@@ -119,17 +134,32 @@ pub async fn prepare(root: &Path, facts: &Facts<'_>, objects: &Objects) -> Resul
 
 enum Work {
     /// A directory, in memory (with an optional limit in bytes) or on disk.
-    Empty { memory: bool, limit: Option<i64> },
-    Files { memory: bool, payload: Payload },
+    Empty {
+        memory: bool,
+        limit: Option<i64>,
+    },
+    Files {
+        memory: bool,
+        payload: Payload,
+    },
     Host(PathBuf),
 }
 
-async fn plan(volume: &Volume, facts: &Facts<'_>, objects: &Objects, sources: &mut Sources) -> Result<(&'static str, Work), Error> {
+async fn plan(
+    volume: &Volume,
+    facts: &Facts<'_>,
+    objects: &Objects,
+    sources: &mut Sources,
+) -> Result<(&'static str, Work), Error> {
     let namespace = facts.pod.metadata.namespace.as_deref().unwrap_or_default();
-    let mut files = Files { volume: &volume.name, namespace, objects, sources, facts, payload: Payload::new() };
+    let mut files =
+        Files { volume: &volume.name, namespace, objects, sources, facts, payload: Payload::new() };
     if let Some(EmptyDirVolumeSource { medium, size_limit }) = &volume.empty_dir {
         let memory = medium.as_deref() == Some("Memory");
-        return Ok(("empty-dir", Work::Empty { memory, limit: size_limit.as_ref().and_then(resources::units) }));
+        return Ok((
+            "empty-dir",
+            Work::Empty { memory, limit: size_limit.as_ref().and_then(resources::units) },
+        ));
     }
     if let Some(host) = &volume.host_path {
         return Ok(("host-path", Work::Host(host_path(&volume.name, host)?)));
@@ -175,16 +205,28 @@ struct Files<'a> {
     payload: Payload,
 }
 
+/// How long the API may take to tell an object before the pod's events say so.
+const SYNC: Duration = Duration::from_secs(10);
+
 /// What Kubernetes gives files of these volumes by default.
 const DEFAULT_MODE: i32 = 0o644;
 
 impl Files<'_> {
-    async fn add(&mut self, kind: ObjectKind, name: &str, items: Option<&[KeyToPath]>, mode: Option<i32>, optional: Option<bool>) -> Result<(), Error> {
+    async fn add(
+        &mut self,
+        kind: ObjectKind,
+        name: &str,
+        items: Option<&[KeyToPath]>,
+        mode: Option<i32>,
+        optional: Option<bool>,
+    ) -> Result<(), Error> {
         let object = ObjectName { kind, namespace: self.namespace.to_owned(), name: name.to_owned() };
         let shared = self.objects.watch(&object);
         let mut changes = shared.changes();
-        // An error would mean that the watch ended, which it does not while we hold it.
-        let _ = changes.wait_for(|seen| !matches!(seen, Seen::Unknown)).await;
+        let known = changes.wait_for(|seen| !matches!(seen, Seen::Unknown));
+        if tokio::time::timeout(SYNC, known).await.is_err() {
+            return Err(Error::NoAnswer { volume: self.volume.to_owned(), object });
+        }
         let data = match &*changes.borrow_and_update() {
             Seen::Found(data) => Some(data.clone()),
             Seen::Missing | Seen::Unknown => None,
@@ -192,14 +234,28 @@ impl Files<'_> {
         self.sources.0.push((shared, changes));
         let optional = optional == Some(true);
         let Some(data) = data else {
-            return if optional { Ok(()) } else { Err(Error::MissingObject { volume: self.volume.to_owned(), object }) };
+            return if optional {
+                Ok(())
+            } else {
+                Err(Error::MissingObject { volume: self.volume.to_owned(), object })
+            };
         };
         self.project_keys(&data, object, items, mode.unwrap_or(DEFAULT_MODE), optional)
     }
 
-    fn project_keys(&mut self, data: &Data, object: ObjectName, items: Option<&[KeyToPath]>, mode: i32, optional: bool) -> Result<(), Error> {
+    fn project_keys(
+        &mut self,
+        data: &Data,
+        object: ObjectName,
+        items: Option<&[KeyToPath]>,
+        mode: i32,
+        optional: bool,
+    ) -> Result<(), Error> {
         let mut put = |path: &str, data: &bytes::Bytes, mode: i32| {
-            self.payload.insert(PathBuf::from(path), File { data: data.clone(), mode: u32::try_from(mode).unwrap_or(0o644) });
+            self.payload.insert(
+                PathBuf::from(path),
+                File { data: data.clone(), mode: u32::try_from(mode).unwrap_or(0o644) },
+            );
         };
         let Some(items) = items.filter(|items| !items.is_empty()) else {
             data.text.iter().for_each(|(key, value)| put(key, value, mode));
@@ -209,7 +265,13 @@ impl Files<'_> {
             match data.text.get(&item.key) {
                 Some(value) => put(&item.path, value, item.mode.unwrap_or(mode)),
                 None if optional => {}
-                None => return Err(Error::MissingKey { volume: self.volume.to_owned(), key: item.key.clone(), object }),
+                None => {
+                    return Err(Error::MissingKey {
+                        volume: self.volume.to_owned(),
+                        key: item.key.clone(),
+                        object,
+                    });
+                }
             }
         }
         Ok(())
@@ -222,9 +284,12 @@ impl Files<'_> {
                 env::field(&field.field_path, self.facts).map_err(failed)?
             } else if let Some(of) = &item.resource_field_ref {
                 let containers = self.facts.pod.spec.iter().flat_map(|spec| &spec.containers);
-                let container = containers.into_iter().find(|container| Some(&container.name) == of.container_name.as_ref());
+                let container = containers
+                    .into_iter()
+                    .find(|container| Some(&container.name) == of.container_name.as_ref());
                 let container = container.ok_or_else(|| failed(env::Error::Source(item.path.clone())))?;
-                resources::field(&of.resource, of.divisor.as_ref(), container, self.facts.allocatable).map_err(|error| failed(error.into()))?
+                resources::field(&of.resource, of.divisor.as_ref(), container, self.facts.allocatable)
+                    .map_err(|error| failed(error.into()))?
             } else {
                 continue;
             };
@@ -238,11 +303,16 @@ impl Files<'_> {
         if let Some(map) = &source.config_map {
             self.add(ObjectKind::ConfigMap, &map.name, map.items.as_deref(), mode, map.optional).await?;
         } else if let Some(secret) = &source.secret {
-            self.add(ObjectKind::Secret, &secret.name, secret.items.as_deref(), mode, secret.optional).await?;
+            self.add(ObjectKind::Secret, &secret.name, secret.items.as_deref(), mode, secret.optional)
+                .await?;
         } else if let Some(downward) = &source.downward_api {
             self.fields(downward.items.as_deref(), mode)?;
         } else {
-            let what = if source.service_account_token.is_some() { "a projected service account token" } else { "this projected source" };
+            let what = if source.service_account_token.is_some() {
+                "a projected service account token"
+            } else {
+                "this projected source"
+            };
             return Err(Error::Unsupported { volume: self.volume.to_owned(), what });
         }
         Ok(())
@@ -294,7 +364,8 @@ fn mount_tmpfs(path: &Path, limit: Option<i64>) -> io::Result<()> {
 fn mounts_below(path: &Path) -> io::Result<Vec<PathBuf>> {
     let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
     let table = std::fs::read_to_string("/proc/self/mountinfo")?;
-    let points = table.lines().filter_map(|line| line.split(' ').nth(4)).map(|point| PathBuf::from(unescape(point)));
+    let points =
+        table.lines().filter_map(|line| line.split(' ').nth(4)).map(|point| PathBuf::from(unescape(point)));
     Ok(points.filter(|point| point.starts_with(&path)).collect())
 }
 
@@ -304,7 +375,10 @@ fn unescape(text: &str) -> String {
     let bytes = text.as_bytes();
     let mut at = 0;
     while at < bytes.len() {
-        let octal = bytes.get(at + 1..at + 4).and_then(|digits| std::str::from_utf8(digits).ok()).and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        let octal = bytes
+            .get(at + 1..at + 4)
+            .and_then(|digits| std::str::from_utf8(digits).ok())
+            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
         match octal {
             Some(byte) if bytes[at] == b'\\' => {
                 out.push(byte);
@@ -359,7 +433,11 @@ fn host_path(volume: &str, source: &HostPathVolumeSource) -> Result<PathBuf, Err
         "BlockDevice" => (is(std::fs::FileType::is_block_device), "a block device"),
         _ => (false, "of a known hostPath type"),
     };
-    if fine { Ok(path) } else { Err(Error::HostPath { volume: volume.to_owned(), path: source.path.clone(), wanted }) }
+    if fine {
+        Ok(path)
+    } else {
+        Err(Error::HostPath { volume: volume.to_owned(), path: source.path.clone(), wanted })
+    }
 }
 
 /// What one volume mount of a container is bound to.
@@ -376,7 +454,11 @@ impl Ready {
     /// The sub-path leaves the volume, or is not there and may not be made.
     pub fn bind(&self, name: &str, sub_path: &str, readonly: bool) -> Option<Result<Bound, Error>> {
         let place = self.paths.get(name)?;
-        let resolved = if sub_path.is_empty() { Ok(place.path.clone()) } else { below(&place.path, sub_path, place.own) };
+        let resolved = if sub_path.is_empty() {
+            Ok(place.path.clone())
+        } else {
+            below(&place.path, sub_path, place.own)
+        };
         Some(match resolved {
             Ok(host_path) => Ok(Bound { host_path, readonly: readonly || place.readonly }),
             Err(cause) => Err(Error::SubPath { volume: name.to_owned(), path: sub_path.to_owned(), cause }),
@@ -386,7 +468,8 @@ impl Ready {
 
 /// `base/sub` with all links followed; never outside `base`.
 fn below(base: &Path, sub: &str, create: bool) -> io::Result<PathBuf> {
-    let tame = Path::new(sub).components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
+    let tame =
+        Path::new(sub).components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
     if !tame {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a path below the volume"));
     }
@@ -432,7 +515,9 @@ mod tests {
         std::os::unix::fs::symlink("a", base.join("in")).unwrap();
         assert_eq!(below(&base, "in/b", false).unwrap(), base.canonicalize().unwrap().join("a/b"));
         assert_eq!(below(&base, "new/dir", true).unwrap(), base.canonicalize().unwrap().join("new/dir"));
-        for (path, create) in [("missing", false), ("out", true), ("out/new", true), ("../x", true), ("/etc", true)] {
+        for (path, create) in
+            [("missing", false), ("out", true), ("out/new", true), ("../x", true), ("/etc", true)]
+        {
             assert!(below(&base, path, create).is_err(), "{path}");
         }
     }
