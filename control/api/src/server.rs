@@ -16,8 +16,9 @@ use tower::ServiceExt;
 use tracing::{error, warn};
 use wharf_store::{Cache, Store};
 
+use crate::authz::bootstrap::{self, Bootstrap};
 use crate::authz::rbac::{self, Rbac};
-use crate::authz::{self, Action, Attributes, Authorizer, bootstrap, node::NodeAuthorizer};
+use crate::authz::{self, Action, Attributes, Authorizer, node::NodeAuthorizer};
 use crate::encode;
 use crate::kinds::{Kind, Kinds, Subresource};
 use crate::metrics::{Labels, Metrics};
@@ -110,45 +111,47 @@ impl Inner {
     }
 
     /// Makes what every cluster has from the start, and adds what a newer version brought to the default roles.
+    /// All at once, so that the store commits them together.
     async fn make_initial_objects(self: Arc<Self>) -> Result<()> {
-        let admin = Arc::new(UserInfo::admin());
+        let wanted = bootstrap::objects().into_iter().chain(bootstrap::rbac());
+        futures::future::try_join_all(wanted.map(|wanted| self.clone().make_initial(wanted))).await?;
+        Ok(())
+    }
+
+    async fn make_initial(self: Arc<Self>, wanted: Bootstrap) -> Result<()> {
         let options = WriteOptions {
             dry_run: false,
             manager: "wharf".to_owned(),
             validation: Validation::Strict,
             force: None,
         };
-        for wanted in bootstrap::objects().into_iter().chain(bootstrap::rbac()) {
-            let kind = self.kinds.builtin(wanted.group, wanted.plural).clone();
-            let name = object::name(&wanted.object).to_owned();
-            let path = ResourcePath {
-                group: kind.group.to_string(),
-                version: kind.version.to_string(),
-                resource: kind.plural.to_string(),
-                name: name.clone(),
-                ..ResourcePath::default()
-            };
-            let mut call = Call {
-                server: self.clone(),
-                path,
-                kind,
-                query: Query::default(),
-                raw_query: String::new(),
-                headers: http::HeaderMap::new(),
-                user: admin.clone(),
-                selection: Selection::default(),
-                stop: self.stop.clone(),
-                warnings: Vec::new(),
-            };
-            if self.storage.get(call.key().as_str()).is_none() {
-                match call.create_object(wanted.object, &options, Track::Update).await {
-                    Err(status) if status.reason() == "AlreadyExists" => {}
-                    Err(status) => return Err(status),
-                    Ok(_) => {}
-                }
-            } else if !wanted.object["rules"].is_null() {
-                call.add_missing_rules(&wanted.object, &options).await?;
+        let kind = self.kinds.builtin(wanted.group, wanted.plural).clone();
+        let path = ResourcePath {
+            group: kind.group.to_string(),
+            version: kind.version.to_string(),
+            resource: kind.plural.to_string(),
+            name: object::name(&wanted.object).to_owned(),
+            ..ResourcePath::default()
+        };
+        let mut call = Call {
+            server: self.clone(),
+            path,
+            kind,
+            query: Query::default(),
+            raw_query: String::new(),
+            headers: http::HeaderMap::new(),
+            user: Arc::new(UserInfo::admin()),
+            selection: Selection::default(),
+            stop: self.stop.clone(),
+            warnings: Vec::new(),
+        };
+        if self.storage.get(call.key().as_str()).is_none() {
+            match call.create_object(wanted.object, &options, Track::Update).await {
+                Err(status) if status.reason() != "AlreadyExists" => return Err(status),
+                _ => {}
             }
+        } else if !wanted.object["rules"].is_null() {
+            call.add_missing_rules(&wanted.object, &options).await?;
         }
         Ok(())
     }

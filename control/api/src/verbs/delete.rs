@@ -1,6 +1,7 @@
 //! delete and deletecollection.
 
 use bytes::Bytes;
+use futures::StreamExt;
 use http::Response;
 use serde::Deserialize;
 use serde_json::Value;
@@ -15,6 +16,8 @@ use crate::represent::{self, Form, json_response};
 use crate::status::{FieldError, Result, Status};
 
 const ATTEMPTS: usize = 32;
+/// Deletes of a collection that are on their way to the store at one time.
+const DELETES_AT_ONCE: usize = 64;
 
 /// `DeleteOptions`, from the body, else from the query.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -85,7 +88,7 @@ impl Call {
         }
     }
 
-    pub async fn delete(&mut self, body: Bytes) -> Result<Response<Body>> {
+    pub async fn delete(&self, body: Bytes) -> Result<Response<Body>> {
         let options = self.delete_options(&body)?;
         let form = self.form()?;
         let later_code = match options.propagation_policy.as_deref() {
@@ -105,24 +108,29 @@ impl Call {
     }
 
     /// Deletes every object of the collection that is selected, and lists them as they were.
-    pub async fn delete_collection(&mut self, body: Bytes) -> Result<Response<Body>> {
+    pub async fn delete_collection(&self, body: Bytes) -> Result<Response<Body>> {
         let options = self.delete_options(&body)?;
         let (meta, items) = self.select().await?;
-        let mut deleted = Vec::new();
-        for item in items {
-            let name = item.key.as_str().rsplit('/').next().unwrap_or_default().to_owned();
-            match self.delete_one(&name, &options).await {
-                Ok(_) => deleted.push(item),
-                Err(status) if status.code() == 404 => {}
-                Err(status) => return Err(status),
-            }
-        }
+        // Side by side, so that the store commits them together.
+        let results: Vec<Result<_>> = futures::stream::iter(items)
+            .map(|item| async {
+                let name = item.key.as_str().rsplit('/').next().unwrap_or_default().to_owned();
+                match self.delete_one(&name, &options).await {
+                    Ok(_) => Ok(Some(item)),
+                    Err(status) if status.code() == 404 => Ok(None),
+                    Err(status) => Err(status),
+                }
+            })
+            .buffered(DELETES_AT_ONCE)
+            .collect()
+            .await;
+        let deleted = results.into_iter().filter_map(Result::transpose).collect::<Result<_>>()?;
         represent::list(Form::Json, &self.kind, &meta, deleted)
     }
 
     /// Deletes as a subresource asks, for example an eviction.
     pub async fn delete_with_grace(
-        &mut self,
+        &self,
         grace: Option<i64>,
         uid: Option<String>,
         dry: bool,
@@ -137,7 +145,7 @@ impl Call {
         self.delete_one(&name, &options).await
     }
 
-    async fn delete_one(&mut self, name: &str, options: &Options) -> Result<Deleted> {
+    async fn delete_one(&self, name: &str, options: &Options) -> Result<Deleted> {
         let dry = dry_run(options.dry_run.iter().map(String::as_str))?;
         let key = self.kind.key(&self.path.namespace, name);
         for _ in 0..ATTEMPTS {

@@ -8,6 +8,7 @@ use wharf_store::{Error as StoreError, Revision, Write};
 use super::{Call, WriteOptions, store_failed};
 use crate::Body;
 use crate::admission::{self, Operation};
+use crate::authz::{self, Action, Attributes};
 use crate::encode;
 use crate::kinds::Subresource;
 use crate::object::{self, finalizers, map, metadata, restore, terminating, text};
@@ -238,6 +239,7 @@ impl Call {
                 if let Missing::NotFound = change.missing {
                     return Err(self.not_found());
                 }
+                self.check_may_create()?;
                 let mut warnings = Vec::new();
                 let new = make(None, &mut warnings)?;
                 self.warnings.append(&mut warnings);
@@ -300,6 +302,19 @@ impl Call {
             }
         }
         Err(Status::modified(&self.kind, &self.path.name))
+    }
+
+    /// An apply or PUT that makes the object needs leave to create it, too.
+    fn check_may_create(&self) -> Result<()> {
+        let action = Action::Resource {
+            group: &self.kind.group,
+            resource: &self.kind.plural,
+            subresource: "",
+            namespace: &self.path.namespace,
+            name: &self.path.name,
+            fields: &[],
+        };
+        authz::check(&self.server.authorizers, &Attributes { user: &self.user, verb: "create", action })
     }
 
     /// Everything that happens to a changed object between decoding and the store.

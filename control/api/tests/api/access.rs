@@ -71,6 +71,25 @@ async fn roles_are_granted_by_bindings() {
     assert_eq!(get(&user, "/api/v1/namespaces/kube-system/pods").await.0, 403);
     assert_eq!(call(&user, "POST", PODS, pod("p", json!({}))).await.0, 201);
     assert_eq!(get(&user, &format!("{PODS}/p/log")).await.0, 400, "it may ask; the pod has no node");
+    // To patch is not to create.
+    let patcher = json!({"metadata": {"name": "patcher"}, "rules": [{"verbs": ["patch", "get"], "apiGroups": [""], "resources": ["configmaps"]}]});
+    assert_eq!(call(&admin, "POST", &format!("{rbac}/clusterroles"), patcher).await.0, 201);
+    let to_joe = json!({
+        "metadata": {"name": "joe"}, "roleRef": {"kind": "ClusterRole", "name": "patcher"},
+        "subjects": [{"kind": "User", "name": "joe"}],
+    });
+    assert_eq!(call(&admin, "POST", &format!("{rbac}/clusterrolebindings"), to_joe).await.0, 201);
+    let joe = harness.client("joe", &[]);
+    let map = "/api/v1/namespaces/default/configmaps/m";
+    eventually(async || get(&joe, map).await.0, |code| *code == 404).await;
+    let apply = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: m}\n";
+    let path = format!("{map}?fieldManager=x");
+    let (code, status) = call_as(&joe, "PATCH", &path, "application/apply-patch+yaml", apply).await;
+    assert_eq!(code, 403);
+    assert!(
+        status["message"].as_str().unwrap().contains("cannot create resource \"configmaps\""),
+        "{status}"
+    );
     // Nobody gives what they do not have.
     let role = json!({"metadata": {"name": "r"}, "rules": [{"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}]});
     let roles = format!("{rbac}/namespaces/default/roles");

@@ -163,3 +163,36 @@ async fn watches_end_with_the_server() {
     harness.stop().await;
     assert_eq!(watch.next().await, None);
 }
+
+#[tokio::test]
+async fn lists_and_watches_share_one_http2_connection() {
+    use http_body_util::{BodyExt, Empty};
+    let harness = Harness::start().await;
+    let pair = harness.ca.client("kubernetes-admin", &["system:masters"]).unwrap();
+    let tls = wharf_kit::identity::client_config(harness.ca.cert_pem(), Some(&pair), &[b"h2"]).unwrap();
+    let stream = tokio::net::TcpStream::connect(harness.address).await.unwrap();
+    let name = rustls::pki_types::ServerName::from(harness.address.ip());
+    let stream = tokio_rustls::TlsConnector::from(tls).connect(name, stream).await.unwrap();
+    let io = hyper_util::rt::TokioIo::new(stream);
+    let executor = hyper_util::rt::TokioExecutor::new();
+    let (sender, connection) = hyper::client::conn::http2::handshake(executor, io).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let ask = async |query: &str| {
+        let uri = format!("https://{}{MAPS}{query}", harness.address);
+        let request = http::Request::get(uri).body(Empty::<bytes::Bytes>::new()).unwrap();
+        sender.clone().send_request(request).await.unwrap()
+    };
+    let watches: Vec<_> = futures::future::join_all((0..50).map(|_| ask("?watch=1"))).await;
+    make(&harness.local(), "a", "x").await;
+    for mut watch in watches {
+        let frame = tokio::time::timeout(crate::harness::DEADLINE, watch.body_mut().frame()).await.unwrap();
+        let event: Value = serde_json::from_slice(frame.unwrap().unwrap().data_ref().unwrap()).unwrap();
+        assert_eq!(event["object"]["metadata"]["name"], "a");
+    }
+    let list: Value =
+        serde_json::from_slice(&ask("").await.into_body().collect().await.unwrap().to_bytes()).unwrap();
+    assert_eq!(list["items"].as_array().unwrap().len(), 1);
+    harness.stop().await;
+    drop(sender);
+    connection.await.unwrap().unwrap();
+}
