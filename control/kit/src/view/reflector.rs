@@ -254,3 +254,157 @@ fn encode(out: &mut String, value: &str) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+    use std::sync::Mutex;
+
+    use http::{Response, StatusCode};
+    use serde_json::json;
+    use tokio::time::timeout;
+    use tokio_util::sync::CancellationToken;
+
+    use super::super::{Hub, Meta};
+    use super::*;
+
+    #[derive(Deserialize)]
+    struct Thing {
+        metadata: Meta,
+    }
+
+    impl View for Thing {
+        const KIND: Kind = Kind::core("Thing", "things");
+
+        fn meta(&self) -> &Meta {
+            &self.metadata
+        }
+    }
+
+    type Asked = Arc<Mutex<Vec<String>>>;
+    /// A body in the pieces in which it arrives.
+    type Answer = (StatusCode, Vec<String>);
+
+    /// A server that gives these answers in turn, and then none.
+    fn server(answers: Vec<Answer>) -> (kube::Client, Asked) {
+        let asked = Asked::default();
+        let log = asked.clone();
+        let answers = Arc::new(Mutex::new(VecDeque::from(answers)));
+        let service = tower::service_fn(move |request: Request<Body>| {
+            log.lock().unwrap().push(request.uri().to_string());
+            let answer = answers.lock().unwrap().pop_front();
+            async move {
+                let Some((code, pieces)) = answer else { return std::future::pending().await };
+                let frames = pieces.into_iter().map(|piece| {
+                    Ok::<_, std::convert::Infallible>(http_body::Frame::data(bytes::Bytes::from(piece)))
+                });
+                let body = http_body_util::StreamBody::new(futures::stream::iter(frames));
+                Ok::<_, std::convert::Infallible>(Response::builder().status(code).body(body).unwrap())
+            }
+        });
+        (kube::Client::new(service, "default"), asked)
+    }
+
+    fn object(name: &str, revision: u64) -> serde_json::Value {
+        json!({"metadata": {"name": name, "namespace": "ns", "uid": name, "resourceVersion": revision.to_string()}})
+    }
+
+    fn list(revision: u64, next: &str, items: &[serde_json::Value]) -> Answer {
+        let list =
+            json!({"metadata": {"resourceVersion": revision.to_string(), "continue": next}, "items": items});
+        (StatusCode::OK, vec![list.to_string()])
+    }
+
+    fn event(kind: &str, object: serde_json::Value) -> String {
+        format!("{}\n", json!({"type": kind, "object": object}))
+    }
+
+    fn names(store: &Store<Thing>) -> Vec<String> {
+        store.all().iter().map(|thing| thing.metadata.name.to_string()).collect()
+    }
+
+    async fn until(store: &Store<Thing>, expected: &[&str]) {
+        let reached = async {
+            while names(store) != expected {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let reached = timeout(Duration::from_secs(600), reached).await;
+        assert!(reached.is_ok(), "has {:?}, not {expected:?}", names(store));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pages_and_events_in_any_pieces_make_the_store() {
+        let events = event("ADDED", object("c", 11))
+            + &event("DELETED", object("a", 12))
+            + &event("MODIFIED", object("b", 13));
+        let (one, rest) = events.split_at(30);
+        let (client, asked) = server(vec![
+            list(0, "more/==", &[object("a", 3)]),
+            list(10, "", &[object("b", 4), json!({"metadata": "damaged"})]),
+            (StatusCode::OK, vec![one.to_owned(), rest.to_owned()]),
+        ]);
+        let store = Hub::new(client, CancellationToken::new()).view::<Thing>();
+        until(&store, &["b", "c"]).await;
+        store.reached(13).await;
+        assert_eq!(store.revision(), 13);
+        let asked = asked.lock().unwrap();
+        assert_eq!(asked[..2], ["/api/v1/things?limit=500", "/api/v1/things?limit=500&continue=more/%3D%3D"]);
+        assert!(asked[2].contains("watch=true") && asked[2].ends_with("resourceVersion=10"), "{}", asked[2]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_watch_that_ends_goes_on_from_the_last_bookmark() {
+        let bookmark = event("BOOKMARK", json!({"metadata": {"resourceVersion": "20"}}));
+        let (client, asked) = server(vec![
+            list(10, "", &[object("a", 3)]),
+            (StatusCode::OK, vec![bookmark]),
+            (StatusCode::OK, vec![event("ADDED", object("b", 21))]),
+        ]);
+        let store = Hub::new(client, CancellationToken::new()).view::<Thing>();
+        until(&store, &["a", "b"]).await;
+        assert!(asked.lock().unwrap()[2].ends_with("resourceVersion=20"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_missed_while_history_was_lost_is_told_as_changes() {
+        let gone = json!({"kind": "Status", "code": 410, "reason": "Expired", "message": "too old"});
+        for answer in
+            [(StatusCode::GONE, vec![gone.to_string()]), (StatusCode::OK, vec![event("ERROR", gone.clone())])]
+        {
+            let (client, asked) = server(vec![
+                list(10, "", &[object("a", 3), object("b", 4)]),
+                answer,
+                list(30, "", &[object("b", 4), object("c", 29)]),
+            ]);
+            let store = Hub::new(client, CancellationToken::new()).view::<Thing>();
+            let told = Arc::new(Mutex::new(Vec::new()));
+            let log = told.clone();
+            store.on_change(move |change| {
+                let mark = if change.new.is_some() { '+' } else { '-' };
+                log.lock().unwrap().push(format!("{mark}{}", change.key.name));
+            });
+            until(&store, &["b", "c"]).await;
+            assert_eq!(*told.lock().unwrap(), ["+a", "+b", "-a", "+c"]);
+            store.reached(30).await;
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            assert!(asked.lock().unwrap().last().unwrap().ends_with("resourceVersion=30"));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn failures_back_off_and_one_watch_serves_all_who_ask() {
+        let broken = || (StatusCode::INTERNAL_SERVER_ERROR, vec!["{}".to_owned()]);
+        let (client, asked) =
+            server((0..8).map(|_| broken()).chain([list(10, "", &[object("a", 3)])]).collect());
+        let hub = Hub::new(client, CancellationToken::new());
+        let start = tokio::time::Instant::now();
+        let (one, two) = (hub.view::<Thing>(), hub.view::<Thing>());
+        tokio::join!(one.ready(), two.ready());
+        assert_eq!(names(&two), ["a"]);
+        let waited = start.elapsed();
+        assert!(waited > Duration::from_secs(6) && waited < Duration::from_secs(14), "{waited:?}");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert_eq!(asked.lock().unwrap().len(), 10, "eight failures, a list and a watch");
+    }
+}
