@@ -27,11 +27,21 @@ async fn guests_that_loop_or_fill_memory_delay_no_neighbour() {
         let busy: Vec<_> = (0..4).map(|_| tokio::spawn(request(bad, "GET", path, ""))).collect();
         eventually("they run", async || harness.host.stats(id).await.expect("stats").cpu_nanos > 20_000_000)
             .await;
-        let beside = times(neighbour, 200).await;
-        let (median, p99) = (beside[100], beside[198]);
-        println!("{id}: p50 {median:?} (alone {:?}), p99 {p99:?} (alone {:?})", alone[100], alone[198]);
-        assert!(median < Duration::from_millis(30), "{median:?}");
-        assert!(p99 < Duration::from_millis(150), "{p99:?}");
+        // Other work on the machine disturbs one round or another; a neighbour would disturb all.
+        let mut rounds = Vec::new();
+        let quick = loop {
+            let beside = times(neighbour, 200).await;
+            let (median, p99) = (beside[100], beside[198]);
+            println!("{id}: p50 {median:?} (alone {:?}), p99 {p99:?} (alone {:?})", alone[100], alone[198]);
+            rounds.push((median, p99));
+            if median < Duration::from_millis(10) && p99 < Duration::from_millis(50) {
+                break true;
+            }
+            if rounds.len() == 5 {
+                break false;
+            }
+        };
+        assert!(quick, "{rounds:?}");
         harness.host.remove(id).await.expect("removed");
         for request in busy {
             request.abort();
