@@ -1,0 +1,95 @@
+//! The certificates of a cluster, made at its first start and renewed when they near their end.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use wharf_kit::identity::{Ca, Pair, write_private};
+
+/// Certificates with less life left than this are made anew at a start. They are issued for a year.
+const RENEW_BEFORE: Duration = Duration::from_secs(60 * 24 * 3600);
+
+/// The files of one certificate in a directory.
+pub struct Files {
+    pub cert: PathBuf,
+    pub key: PathBuf,
+}
+
+/// A directory of certificates and the CA that signs them.
+pub struct Pki {
+    dir: PathBuf,
+    pub ca: Ca,
+}
+
+impl Pki {
+    /// Opens the directory; makes the CA if there is none.
+    pub fn open(dir: &Path) -> anyhow::Result<Self> {
+        std::fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
+        let ca = Ca::load_or_generate(&dir.join("ca.crt"), &dir.join("ca.key"), "wharf-ca")?;
+        Ok(Self { dir: dir.to_owned(), ca })
+    }
+
+
+    /// The files of the certificate `name`.
+    pub fn files(&self, name: &str) -> Files {
+        Files { cert: self.dir.join(format!("{name}.crt")), key: self.dir.join(format!("{name}.key")) }
+    }
+
+    /// The certificate `name`: the one on disk while it lasts and was made for the same `purpose`, else a new one.
+    pub fn pair(
+        &self,
+        name: &str,
+        purpose: &str,
+        issue: impl FnOnce(&Ca) -> Result<Pair, wharf_kit::identity::Error>,
+    ) -> anyhow::Result<Pair> {
+        let files = self.files(name);
+        let note = self.dir.join(format!("{name}.for"));
+        let same = std::fs::read_to_string(&note).is_ok_and(|text| text == purpose);
+        if same
+            && let Ok(pair) = Pair::load(&files.cert, &files.key)
+            && pair.remaining().is_some_and(|left| left > RENEW_BEFORE)
+        {
+            return Ok(pair);
+        }
+        let pair = issue(&self.ca).with_context(|| format!("issue the certificate {name}"))?;
+        pair.save(&files.cert, &files.key)?;
+        std::fs::write(&note, purpose).with_context(|| format!("write {}", note.display()))?;
+        Ok(pair)
+    }
+
+    /// Writes a kubeconfig with which `pair` reaches the API at `url`.
+    pub fn kubeconfig(&self, path: &Path, url: &str, pair: &Pair) -> anyhow::Result<()> {
+        let text = KUBECONFIG
+            .replace("@URL@", url)
+            .replace("@CA@", &base64(self.ca.cert_pem()))
+            .replace("@CERT@", &base64(&pair.cert_pem))
+            .replace("@KEY@", &base64(&pair.key_pem));
+        write_private(path, text.as_bytes())?;
+        Ok(())
+    }
+}
+
+const KUBECONFIG: &str = r#"apiVersion: v1
+kind: Config
+clusters:
+- name: wharf
+  cluster:
+    server: @URL@
+    certificate-authority-data: @CA@
+users:
+- name: wharf
+  user:
+    client-certificate-data: @CERT@
+    client-key-data: @KEY@
+contexts:
+- name: wharf
+  context:
+    cluster: wharf
+    user: wharf
+current-context: wharf
+"#;
+
+fn base64(text: &str) -> String {
+    use base64::prelude::{BASE64_STANDARD, Engine as _};
+    BASE64_STANDARD.encode(text)
+}

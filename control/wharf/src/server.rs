@@ -1,0 +1,198 @@
+//! `wharf server`: the control plane in one process, and with `--with-node` the node agent too.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::{FromRawFd as _, OwnedFd, RawFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use clap::Args;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
+use wharf_api::{ApiServer, UserInfo};
+use wharf_image::registry::{self, Registry};
+use wharf_kit::identity::{self, ClientAuth};
+use wharf_scheduler::Scheduler;
+use wharf_store::Redb;
+
+use crate::pki::Pki;
+
+#[derive(Args)]
+pub struct Options {
+    /// Directory for the store, certificates and the registry
+    #[arg(long, default_value = "/var/lib/wharf/server")]
+    root: PathBuf,
+    /// Address to serve the API on
+    #[arg(long, default_value = "0.0.0.0:6443")]
+    listen: SocketAddr,
+    /// A listening socket handed down by the parent process, served beside --listen
+    #[arg(long)]
+    listen_fd: Option<RawFd>,
+    /// The URL that the administrator's kubeconfig names
+    #[arg(long, default_value = "https://127.0.0.1:6443")]
+    public_url: String,
+    /// Further names or addresses of the API server's certificate
+    #[arg(long)]
+    san: Vec<String>,
+    /// A descriptor that gets a byte when the API is served
+    #[arg(long)]
+    ready_fd: Option<RawFd>,
+    /// Run the node agent too
+    #[arg(long)]
+    with_node: bool,
+    #[command(flatten)]
+    node: NodeOptions,
+}
+
+#[derive(Args)]
+struct NodeOptions {
+    /// Name of the node
+    #[arg(long, default_value = "node-1")]
+    node_name: String,
+    /// The node's own address
+    #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
+    node_address: IpAddr,
+    /// Directory for volumes and pods
+    #[arg(long, default_value = "/var/lib/wharf/node")]
+    node_root: PathBuf,
+    /// Directory for container logs
+    #[arg(long, default_value = "/var/log/pods")]
+    node_logs: PathBuf,
+    /// The CRI runtime's socket
+    #[arg(long, default_value = "/run/wharf/shim.sock")]
+    runtime: PathBuf,
+    /// Port of the node server
+    #[arg(long, default_value_t = wharf_node::DEFAULT_PORT)]
+    node_port: u16,
+}
+
+pub async fn run(options: Options) -> anyhow::Result<()> {
+    let stop = crate::stop_on_signal()?;
+    let pki = Pki::open(&options.root.join("pki"))?;
+    let listener =
+        TcpListener::bind(options.listen).await.with_context(|| format!("listen on {}", options.listen))?;
+    let listeners = [Some(listener), options.listen_fd.map(inherited_listener).transpose()?];
+    let api = start_api(&options, &pki).await?;
+    let mut tasks = tokio::task::JoinSet::new();
+    for listener in listeners.into_iter().flatten() {
+        let (api, stop) = (api.clone(), stop.clone());
+        tasks.spawn(async move { api.serve(listener, stop).await.map_err(anyhow::Error::from) });
+    }
+    if let Some(fd) = options.ready_fd {
+        tell_ready(fd)?;
+    }
+    let component = |name: &str| api.client(UserInfo::system(name));
+    let scheduler = Scheduler::start(component("kube-scheduler"), stop.clone());
+    let controllers = wharf_controllers::Config::new(pki.ca.cert_pem());
+    let controllers =
+        wharf_controllers::start(component("kube-controller-manager"), controllers, stop.clone());
+    let node = match options.with_node {
+        true => Some(start_node(&options.node, &pki, &api, stop.clone()).await?),
+        false => None,
+    };
+    stop.cancelled().await;
+    if let Some(node) = node {
+        node.stopped().await;
+    }
+    let _ = (scheduler.await, controllers.await);
+    while let Some(served) = tasks.join_next().await {
+        served??;
+    }
+    tracing::info!("stopped");
+    Ok(())
+}
+
+async fn start_api(options: &Options, pki: &Pki) -> anyhow::Result<ApiServer> {
+    let mut names: Vec<String> =
+        ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc", "127.0.0.1"]
+            .map(str::to_owned)
+            .into();
+    names.push(options.node.node_address.to_string());
+    names.extend(options.san.iter().cloned());
+    names.sort_unstable();
+    names.dedup();
+    let serving = pki.pair("apiserver", &names.join(","), |ca| ca.server("kube-apiserver", &names))?;
+    let kubelet = pki.pair("apiserver-kubelet-client", "v1", |ca| {
+        ca.client("kube-apiserver-kubelet-client", &["system:masters"])
+    })?;
+    let admin = pki.pair("admin", "v1", |ca| ca.client("kubernetes-admin", &["system:masters"]))?;
+    pki.kubeconfig(&options.root.join("admin.kubeconfig"), &options.public_url, &admin)?;
+    let store = Redb::open(options.root.join("store.redb")).await.context("open the store")?;
+    let registry = registry::Config::new(options.root.join("registry"));
+    let registry = Registry::open(registry).context("open the registry")?.service();
+    let registry = ServiceExt::<http::Request<wharf_api::Body>>::map_response(registry, |answer| {
+        answer.map(wharf_api::Body::new)
+    });
+    let config = wharf_api::Config {
+        tls: Some(identity::server_config(
+            &serving,
+            ClientAuth::Optional(pki.ca.cert_pem()),
+            &[b"h2", b"http/1.1"],
+        )?),
+        kubelet_client: Some(identity::client_config(pki.ca.cert_pem(), Some(&kubelet), &[b"http/1.1"])?),
+        extra: vec![("/v2/".to_owned(), wharf_api::Extra::new(registry))],
+        ..wharf_api::Config::default()
+    };
+    ApiServer::start(config, Arc::new(store)).await.context("start the API server")
+}
+
+async fn start_node(
+    options: &NodeOptions,
+    pki: &Pki,
+    api: &ApiServer,
+    stop: CancellationToken,
+) -> anyhow::Result<wharf_node::Handle> {
+    let user = format!("system:node:{}", options.node_name);
+    let names = [options.node_name.clone(), options.node_address.to_string()];
+    let pair = pki.pair("node", &format!("{user},{}", options.node_address), |ca| {
+        ca.peer(&user, &["system:nodes"], &names)
+    })?;
+    let config = wharf_node::Config {
+        name: options.node_name.clone(),
+        client: api.client(UserInfo::node(&options.node_name)),
+        runtime: wharf_cri::connect(&options.runtime),
+        address: options.node_address,
+        root: options.node_root.clone(),
+        logs: options.node_logs.clone(),
+        serving: wharf_node::Serving {
+            listen: wharf_node::Listen::Address(SocketAddr::new(options.node_address, options.node_port)),
+            identity: pair,
+            client_ca: pki.ca.cert_pem().to_owned(),
+        },
+        labels: Default::default(),
+        max_pods: wharf_node::DEFAULT_MAX_PODS,
+    };
+    Ok(wharf_node::Node::start(config, stop).await?)
+}
+
+fn inherited_listener(fd: RawFd) -> anyhow::Result<TcpListener> {
+    let listener = std::net::TcpListener::from(inherited(fd)?);
+    listener.set_nonblocking(true)?;
+    Ok(TcpListener::from_std(listener)?)
+}
+
+fn tell_ready(fd: RawFd) -> anyhow::Result<()> {
+    use std::io::Write as _;
+    // The parent may have stopped listening: that is its affair.
+    let _ = std::fs::File::from(inherited(fd)?).write_all(b"\n");
+    Ok(())
+}
+
+/// Takes a descriptor that the parent process named on the command line.
+fn inherited(fd: RawFd) -> anyhow::Result<OwnedFd> {
+    nix::fcntl::fcntl(borrow(fd), nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC))
+        .with_context(|| format!("descriptor {fd} was not handed down"))?;
+    // SAFETY: the call above showed that it is open; the parent handed it down to be owned here, and each
+    // option's descriptor is taken once.
+    #[expect(unsafe_code, reason = "the only way to own a descriptor by its number")]
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn borrow(fd: RawFd) -> std::os::fd::BorrowedFd<'static> {
+    // SAFETY: it is used for one fcntl, which reports a descriptor that is not open.
+    #[expect(unsafe_code, reason = "fcntl takes a borrowed descriptor")]
+    unsafe {
+        std::os::fd::BorrowedFd::borrow_raw(fd)
+    }
+}
