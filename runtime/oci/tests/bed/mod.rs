@@ -29,7 +29,9 @@ fn program() -> &'static Path {
         let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/helper/box.c");
         let status = Command::new("cc").args(["-static", "-O1", "-w", "-o"]).arg(&out).arg(source).status();
         assert!(status.unwrap().success(), "cc -static {source}");
-        out
+        let shared = out.with_file_name("box"); // one file however many runs there are, never half written
+        fs::rename(&out, &shared).unwrap();
+        shared
     })
 }
 
@@ -155,6 +157,12 @@ impl Drop for Bed {
         for (pid, _) in self.processes() {
             let _ =
                 nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+        }
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        for mount in
+            mounts.lines().filter_map(|line| line.split(' ').nth(4)).filter(|at| at.contains(&self.mark))
+        {
+            let _ = nix::mount::umount2(mount, nix::mount::MntFlags::MNT_DETACH);
         }
         for _ in 0..100 {
             let groups = self.cgroups();
