@@ -1,1 +1,28 @@
-//! Placeholder.
+//! What the end-to-end tests and the benches stand on: whole clusters, driven as users drive them.
+//!
+//! A [`Cluster`] is the built `wharf`, brought up by the built `wctl` in a directory and network namespaces of its own
+//! and purged when it is dropped. Tests that can share one take a [`Space`], a namespace in it. Both speak through `wctl`
+//! ([`Said`] is what it said) or as any Kubernetes client would ([`Cluster::client`]).
+//!
+//! The node is in its own network namespace, so pods are reached through a [`Forward`], or by sockets made in that
+//! namespace ([`Node`]). [`processes`] tells what runs, [`Census`] what the machine holds.
+//!
+//! `cargo xtask test` builds what is needed and names it in the environment ([`assets`]).
+
+pub mod assets;
+mod census;
+mod cluster;
+mod http;
+pub mod manifest;
+mod process;
+mod space;
+mod wait;
+mod wctl;
+
+pub use census::Census;
+pub use cluster::Cluster;
+pub use http::{Forward, Node, Stream, get};
+pub use process::{Kind, Process, processes};
+pub use space::Space;
+pub use wait::{PATIENCE, eventually, eventually_async};
+pub use wctl::Said;

@@ -1,0 +1,162 @@
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::{Forward, Node, Said, assets};
+
+/// A cluster of one node without a way out. Dropping it purges it; in a test that failed its logs are shown first.
+pub struct Cluster {
+    pub name: String,
+    dir: TempDir,
+    pushed: OnceLock<()>,
+    /// What `wctl up` said.
+    pub up: String,
+}
+
+impl Cluster {
+    /// Brings one up and waits until it is ready.
+    ///
+    /// # Panics
+    /// If `wctl up` fails.
+    #[track_caller]
+    pub fn up() -> Self {
+        let mut cluster = Self::down();
+        let said = cluster.wctl(&["up", &cluster.name, "--isolated"]);
+        cluster.up = said.ok();
+        cluster
+    }
+
+    /// One that was not brought up yet: its name and its directory.
+    pub fn down() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let nth = COUNT.fetch_add(1, Ordering::Relaxed);
+        // Short: the paths of its unix sockets may have 107 bytes.
+        let dir =
+            tempfile::Builder::new().prefix("wh").rand_bytes(4).tempdir_in("/tmp").expect("a directory");
+        let name = format!("t{}-{nth}", std::process::id());
+        Self { name, dir, pushed: OnceLock::new(), up: String::new() }
+    }
+
+    /// `wctl` for this cluster.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(assets::wctl());
+        command.env_remove("SUDO_UID");
+        command
+            .env("WHARF_DIR", self.dir.path())
+            .env("KUBECONFIG", self.kubeconfig())
+            .env("WHARF_BIN", assets::wharf());
+        command
+    }
+
+    /// Runs `wctl` to its end.
+    pub fn wctl(&self, arguments: &[&str]) -> Said {
+        Said::by(self.command().args(arguments), b"")
+    }
+
+    /// Runs `wctl` with something on its standard input.
+    pub fn wctl_reading(&self, arguments: &[&str], stdin: &str) -> Said {
+        Said::by(self.command().args(arguments), stdin.as_bytes())
+    }
+
+    /// Pushes the examples and the tests' guests into its registry, once: `greeter:1`, `clock:1`, `guest-http:1`,
+    /// `guest-command:1`.
+    #[track_caller]
+    pub fn push_images(&self) {
+        self.pushed.get_or_init(|| {
+            for guest in ["greeter", "guest-http", "guest-command"] {
+                let path = assets::guest(guest);
+                let said = self.wctl(&["image", "push", &path.display().to_string(), &format!("{guest}:1")]);
+                assert_eq!(said.ok().trim(), format!("registry.wharf/{guest}:1"));
+            }
+            let rootfs = self.dir.path().join("clock");
+            fs::create_dir_all(&rootfs).expect("a folder");
+            fs::copy(assets::clock(), rootfs.join("clock")).expect("a copy");
+            let rootfs = rootfs.display().to_string();
+            self.wctl(&["image", "push", &rootfs, "clock:1", "--entrypoint", "/clock"]).ok();
+        });
+    }
+
+    /// A stock client, made from the kubeconfig that `wctl up` wrote.
+    ///
+    /// # Panics
+    /// If that kubeconfig is no good.
+    pub async fn client(&self) -> kube::Client {
+        let _ = rustls::crypto::ring::default_provider().install_default(); // all of a process share one
+        let kubeconfig = Kubeconfig::read_from(self.kubeconfig()).expect("a kubeconfig");
+        let options =
+            KubeConfigOptions { context: Some(format!("wharf-{}", self.name)), ..Default::default() };
+        let config =
+            kube::Config::from_custom_kubeconfig(kubeconfig, &options).await.expect("a good kubeconfig");
+        kube::Client::try_from(config).expect("a client")
+    }
+
+    /// Objects as JSON: `get` with these words.
+    #[track_caller]
+    pub fn get(&self, words: &[&str]) -> Value {
+        self.wctl(&[&["get"], words, &["-o", "json"]].concat()).json()
+    }
+
+    /// Its node's network.
+    pub fn node(&self) -> Node {
+        Node::at(self.local().run.join("netns/node-1"))
+    }
+
+    /// A forwarded port of a pod in the namespace `default`.
+    #[track_caller]
+    pub fn forward(&self, what: &str, port: u16) -> Forward {
+        Forward::start(self.command(), what, port)
+    }
+
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.dir.path().join("kubeconfig")
+    }
+
+    /// Its places, as `wctl` knows them.
+    pub fn local(&self) -> wharf_local::Cluster {
+        let layout = wharf_local::Layout::below(self.dir.path());
+        layout.cluster(&self.name).expect("the name is a name")
+    }
+
+    /// Ends it and deletes everything.
+    #[track_caller]
+    pub fn purge(&self) {
+        self.wctl(&["down", &self.name, "--purge"]).ok();
+    }
+
+    /// The last lines of its logs.
+    pub fn last_words(&self) -> String {
+        const LINES: usize = 40;
+        let mut words = String::new();
+        for entry in fs::read_dir(self.local().logs()).into_iter().flatten().flatten() {
+            let Ok(text) = fs::read_to_string(entry.path()) else { continue };
+            let lines: Vec<&str> = text.lines().collect();
+            let tail = lines[lines.len().saturating_sub(LINES)..].join("\n");
+            words.push_str(&format!("--- {} ---\n{tail}\n", entry.file_name().to_string_lossy()));
+        }
+        words
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.last_words());
+        }
+        if self.local().data.exists() || self.local().run.exists() {
+            let said = self.wctl(&["down", &self.name, "--purge"]);
+            if said.code != Some(0) {
+                eprintln!("not ended: {said}");
+            }
+        }
+    }
+}

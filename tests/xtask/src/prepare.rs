@@ -1,0 +1,143 @@
+//! Makes the machine fit for the work: Debian packages and Rust's targets.
+
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::process::Command;
+
+use crate::{Result, build::Places, command};
+
+/// A Debian package, why it is needed, and how to see that it is there where dpkg is not.
+struct Package {
+    name: &'static str,
+    why: &'static str,
+    shown_by: &'static [&'static str],
+}
+
+const PACKAGES: &[Package] = &[
+    Package {
+        name: "gcc",
+        why: "links programs and compiles ring's and zstd's C",
+        shown_by: &["cc", "--version"],
+    },
+    Package { name: "libc6-dev", why: "the C library to link with", shown_by: &["cc", "--version"] },
+    Package { name: "pkg-config", why: "finds libseccomp", shown_by: &["pkg-config", "--version"] },
+    Package {
+        name: "libseccomp-dev",
+        why: "libcontainer filters system calls with it",
+        shown_by: &["pkg-config", "--exists", "libseccomp"],
+    },
+    Package { name: "protobuf-compiler", why: "reads the CRI's .proto", shown_by: &["protoc", "--version"] },
+];
+
+/// What the tests use beside that.
+const FOR_TESTS: &[Package] = &[
+    Package {
+        name: "iproute2",
+        why: "the tests count links, routes and rules with ip",
+        shown_by: &["ip", "-V"],
+    },
+    Package {
+        name: "nftables",
+        why: "the tests count firewall rules with nft",
+        shown_by: &["nft", "--version"],
+    },
+];
+
+const TARGETS: [&str; 1] = ["wasm32-wasip2"];
+
+/// For building, and where `tests` is set for the tests.
+pub fn run(places: &Places, tests: bool) -> Result<()> {
+    packages(tests)?;
+    targets(places)
+}
+
+/// Whether this process is root's.
+pub fn is_root() -> bool {
+    std::fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0)
+}
+
+/// Clusters need root; `what` is the command that was typed.
+pub fn need_root(what: &str) -> Result<()> {
+    if is_root() {
+        return Ok(());
+    }
+    Err(format!(
+        "a cluster needs root, for its namespaces and cgroups; run\n  sudo -E env PATH=\"$PATH\" cargo xtask {what}"
+    )
+    .into())
+}
+
+fn packages(tests: bool) -> Result<()> {
+    let wanted = PACKAGES.iter().chain(if tests { FOR_TESTS } else { &[] });
+    let missing: Vec<&Package> = wanted.filter(|package| !is_there(package)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    for Package { name, why, .. } in &missing {
+        println!("    missing: {name} ({why})");
+    }
+    let names: Vec<&str> = missing.iter().map(|package| package.name).collect();
+    let by_hand = format!("apt-get update && apt-get install -y --no-install-recommends {}", names.join(" "));
+    if !succeeds(&["apt-get", "--version"]) {
+        return Err(format!("these are needed; on Debian they come by\n  {by_hand}").into());
+    }
+    if !is_root() {
+        return Err(format!("these are needed; as root, run\n  {by_hand}").into());
+    }
+    println!("    installing {}", names.join(" "));
+    // A fresh image has no package lists, an old one lists what is gone: then, and only then, they are fetched.
+    if command::listen(&mut install(&names))?.success {
+        return Ok(());
+    }
+    let updated = command::quiet(apt().arg("update"));
+    updated
+        .and_then(|_| command::quiet(&mut install(&names)))
+        .map(drop)
+        .map_err(|error| format!("{error}; the packages come by\n  {by_hand}").into())
+}
+
+fn apt() -> Command {
+    let mut apt = Command::new("apt-get");
+    apt.env("DEBIAN_FRONTEND", "noninteractive");
+    apt
+}
+
+fn install(names: &[&str]) -> Command {
+    let mut command = apt();
+    command.args(["install", "-y", "--no-install-recommends"]).args(names);
+    command
+}
+
+fn is_there(package: &Package) -> bool {
+    let query = Command::new("dpkg-query").args(["-W", "-f=${Status}", package.name]).output();
+    match query {
+        Ok(answer) if String::from_utf8_lossy(&answer.stdout).contains("ok installed") => true,
+        // Another package, or another system, may give the same.
+        _ => succeeds(package.shown_by) && package.name != "libc6-dev",
+    }
+}
+
+fn succeeds(words: &[&str]) -> bool {
+    Command::new(words[0]).args(&words[1..]).output().is_ok_and(|output| output.status.success())
+}
+
+fn targets(places: &Places) -> Result<()> {
+    let sysroot = command::output(places.rustc().args(["--print", "sysroot"]))?;
+    for target in TARGETS {
+        let there = || Path::new(sysroot.trim()).join("lib/rustlib").join(target).join("lib").is_dir();
+        if there() {
+            continue;
+        }
+        // rust-toolchain.toml names it, so newer rustups have fetched it already.
+        println!("    missing: Rust's target {target}; asking rustup for it");
+        let _ =
+            command::listen(Command::new("rustup").args(["target", "add", target]).current_dir(&places.root));
+        if !there() {
+            return Err(format!(
+                "Rust's target {target} is not there; `rustup target add {target}` in this folder installs it"
+            )
+            .into());
+        }
+    }
+    Ok(())
+}
