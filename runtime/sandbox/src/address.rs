@@ -27,14 +27,14 @@ impl AddressPool {
     /// # Errors
     /// [`Error::Exhausted`] if all are taken.
     pub fn take(&mut self) -> Result<Ipv4Addr, Error> {
-        let usable = self.range.len() - 1 - self.reserved_first;
+        let usable = self.range.size() - 1 - self.reserved_first;
         if self.taken.len() >= usable as usize {
             return Err(Error::Exhausted(usable));
         }
         loop {
             let position = self.next;
             self.next += 1;
-            if self.next == self.range.len() - 1 {
+            if self.next == self.range.size() - 1 {
                 self.next = self.reserved_first;
             }
             if self.taken.insert(position) {

@@ -25,11 +25,11 @@ impl Range {
     }
 
     /// How many addresses it spans, those that name the range and its broadcast included.
-    pub fn len(self) -> u32 {
+    pub fn size(self) -> u32 {
         1 << (32 - self.prefix)
     }
 
-    /// The `n`th address. `n` is less than [`Self::len`].
+    /// The `n`th address. `n` is less than [`Self::size`].
     pub fn nth(self, n: u32) -> Ipv4Addr {
         Ipv4Addr::from_bits(self.first.to_bits() + n)
     }
@@ -37,13 +37,13 @@ impl Range {
     /// Where `address` lies in the range, if it does.
     pub fn position(self, address: Ipv4Addr) -> Option<u32> {
         let offset = address.to_bits().checked_sub(self.first.to_bits())?;
-        (offset < self.len()).then_some(offset)
+        (offset < self.size()).then_some(offset)
     }
 
     /// The lower and the upper half.
     pub fn halves(self) -> (Self, Self) {
         let prefix = self.prefix + 1;
-        let upper = Ipv4Addr::from_bits(self.first.to_bits() + self.len() / 2);
+        let upper = Ipv4Addr::from_bits(self.first.to_bits() + self.size() / 2);
         (Self { first: self.first, prefix }, Self { first: upper, prefix })
     }
 }
@@ -61,7 +61,7 @@ impl FromStr for Range {
             return Err(bad());
         }
         let range = Self { first, prefix };
-        if !first.to_bits().is_multiple_of(range.len()) {
+        if !first.to_bits().is_multiple_of(range.size()) {
             return Err(bad());
         }
         Ok(range)
@@ -84,7 +84,7 @@ mod tests {
         let (lower, upper) = range.halves();
         assert_eq!(lower.to_string(), "10.128.0.0/18");
         assert_eq!(upper.to_string(), "10.128.64.0/18");
-        assert_eq!(lower.nth(lower.len() - 1).to_bits() + 1, upper.first().to_bits());
+        assert_eq!(lower.nth(lower.size() - 1).to_bits() + 1, upper.first().to_bits());
         assert_eq!(upper.position(lower.first()), None);
         assert_eq!(upper.position(upper.nth(5)), Some(5));
     }

@@ -1,5 +1,7 @@
 //! The pod network, in a node namespace that each test makes for itself. Needs root.
 
+#![expect(clippy::unwrap_used, reason = "what fails in a test's helper fails the test")]
+
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd as _;
