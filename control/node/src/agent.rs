@@ -227,7 +227,6 @@ impl Dispatcher {
         debug!(pod = %key, adopt = inventory.is_some(), "pod arrived");
         if let Some((handle, run)) = pod::start(self.shared.clone(), key, raw, inventory, self.stop.clone()) {
             let name = uid.clone();
-            // Boxed: the task keeps a pointer and not room for the largest of its states.
             self.tasks.spawn(async move {
                 run.await;
                 name

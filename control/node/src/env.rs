@@ -11,10 +11,10 @@ use crate::resources;
 /// Why a container's environment (or command) cannot be made. The text is what `kubectl describe` shows.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    #[error("{kind} \"{name}\" not found")]
-    MissingObject { kind: &'static str, name: String, object: ObjectName },
-    #[error("couldn't find key {key} in {kind} {namespace}/{name}")]
-    MissingKey { kind: &'static str, namespace: String, name: String, key: String, object: ObjectName },
+    #[error("{kind} \"{name}\" not found", kind = object.kind.lower(), name = object.name)]
+    MissingObject { object: Box<ObjectName> },
+    #[error("couldn't find key {key} in {kind} {object}", kind = object.kind.name())]
+    MissingKey { key: String, object: Box<ObjectName> },
     #[error("unsupported fieldPath \"{0}\"")]
     Field(String),
     #[error("unsupported source of environment variable \"{0}\"")]
@@ -247,7 +247,7 @@ fn object<'a>(
     match found.get(&object).and_then(Option::as_ref) {
         Some(data) => Ok(Some(data)),
         None if optional == Some(true) => Ok(None),
-        None => Err(Error::MissingObject { kind: kind.lower(), name: name.to_owned(), object }),
+        None => Err(Error::MissingObject { object: Box::new(object) }),
     }
 }
 
@@ -263,13 +263,10 @@ fn key(
     match data.text.get(key) {
         Some(value) => Ok(Some(String::from_utf8_lossy(value).into_owned())),
         None if optional == Some(true) => Ok(None),
-        None => Err(Error::MissingKey {
-            kind: kind.name(),
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
-            key: key.to_owned(),
-            object: ObjectName { kind, namespace: namespace.to_owned(), name: name.to_owned() },
-        }),
+        None => {
+            let object = ObjectName { kind, namespace: namespace.to_owned(), name: name.to_owned() };
+            Err(Error::MissingKey { key: key.to_owned(), object: Box::new(object) })
+        }
     }
 }
 

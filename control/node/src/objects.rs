@@ -53,6 +53,12 @@ pub struct ObjectName {
     pub name: String,
 }
 
+impl std::fmt::Display for ObjectName {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "{}/{}", self.namespace, self.name)
+    }
+}
+
 /// What is in it, by key; a ConfigMap's `binaryData` and a Secret's values are decoded.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Data {

@@ -52,6 +52,12 @@ pub enum Done {
         id: String,
         exit: Option<Exit>,
     },
+    /// How a run ended that was found ended.
+    Words {
+        slot: usize,
+        id: String,
+        exit: Exit,
+    },
     /// The object for which a slot (or, none, the volumes) waited is there.
     Appeared {
         slot: Option<usize>,
@@ -617,6 +623,12 @@ pub async fn stop(shared: Arc<Shared>, pod: Arc<Pod>, id: String, name: String, 
     }
     let exit = look_at(&shared, &pod, &id).await;
     Done::Stopped { id, exit }
+}
+
+/// Reads what a container that ended before we came left behind.
+pub async fn words(shared: Arc<Shared>, pod: Arc<Pod>, slot: usize, status: v1::ContainerStatus) -> Done {
+    let exit = exit(&shared, &pod, &status).await;
+    Done::Words { slot, id: status.id, exit }
 }
 
 /// Asks how the container ended; none if the runtime does not know it.

@@ -170,9 +170,8 @@ fn waiting(pod: &Pod, slot: &Slot, initialized: bool, context: &Context<'_>) -> 
     if let Some(trouble) = &slot.trouble {
         return Some(wait(trouble.reason, Some(trouble.message.clone())));
     }
-    let at = slot.restart_at.filter(|at| {
-        *at > context.instant && initialized || slot.role != Role::Main && *at > context.instant
-    })?;
+    let at =
+        slot.restart_at.filter(|at| *at > context.instant && (initialized || slot.role != Role::Main))?;
     let meta = &pod.metadata;
     let message = format!(
         "back-off {} restarting failed container={} pod={}_{}({})",

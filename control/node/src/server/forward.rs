@@ -59,7 +59,10 @@ fn ports(query: &str) -> Vec<i32> {
     let values = query
         .split('&')
         .filter_map(|pair| pair.strip_prefix("ports=").or_else(|| pair.strip_prefix("port=")));
-    values.flat_map(|value| value.split(',')).filter_map(|port| port.parse().ok()).collect()
+    values
+        .flat_map(|value| value.split(',').flat_map(|part| part.split("%2C")))
+        .filter_map(|port| port.parse().ok())
+        .collect()
 }
 
 /// Sends the request to `url` and, once that side switched protocols, joins the two connections.

@@ -29,17 +29,17 @@ use atomic::{File, Payload};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("MountVolume.SetUp failed for volume \"{volume}\" : {kind} \"{name}\" not found", kind = object.kind.lower(), name = object.name)]
-    MissingObject { volume: String, object: ObjectName },
+    MissingObject { volume: String, object: Box<ObjectName> },
     #[error("MountVolume.SetUp failed for volume \"{volume}\" : failed to sync {kind} \"{name}\": timed out waiting for the API", kind = object.kind.lower(), name = object.name)]
-    NoAnswer { volume: String, object: ObjectName },
+    NoAnswer { volume: String, object: Box<ObjectName> },
     #[error("MountVolume.SetUp failed for volume \"{volume}\" : references non-existent config key: {key}")]
-    MissingKey { volume: String, key: String, object: ObjectName },
+    MissingKey { volume: String, key: String, object: Box<ObjectName> },
     #[error("volume \"{volume}\" needs {what}, which this version of Wharf's node agent does not offer")]
     Unsupported { volume: String, what: &'static str },
     #[error("MountVolume.SetUp failed for volume \"{volume}\" : {path} is not {wanted}")]
     HostPath { volume: String, path: String, wanted: &'static str },
     #[error("MountVolume.SetUp failed for volume \"{volume}\" : {cause}")]
-    Field { volume: String, cause: env::Error },
+    Field { volume: String, cause: Box<env::Error> },
     #[error("MountVolume.SetUp failed for volume \"{volume}\" : {cause}")]
     Io { volume: String, cause: io::Error },
     #[error("subPath \"{path}\" of volume \"{volume}\" is not usable: {cause}")]
@@ -225,7 +225,7 @@ impl Files<'_> {
         let mut changes = shared.changes();
         let known = changes.wait_for(|seen| !matches!(seen, Seen::Unknown));
         if tokio::time::timeout(SYNC, known).await.is_err() {
-            return Err(Error::NoAnswer { volume: self.volume.to_owned(), object });
+            return Err(Error::NoAnswer { volume: self.volume.to_owned(), object: Box::new(object) });
         }
         let data = match &*changes.borrow_and_update() {
             Seen::Found(data) => Some(data.clone()),
@@ -237,7 +237,7 @@ impl Files<'_> {
             return if optional {
                 Ok(())
             } else {
-                Err(Error::MissingObject { volume: self.volume.to_owned(), object })
+                Err(Error::MissingObject { volume: self.volume.to_owned(), object: Box::new(object) })
             };
         };
         self.project_keys(&data, object, items, mode.unwrap_or(DEFAULT_MODE), optional)
@@ -269,7 +269,7 @@ impl Files<'_> {
                     return Err(Error::MissingKey {
                         volume: self.volume.to_owned(),
                         key: item.key.clone(),
-                        object,
+                        object: Box::new(object),
                     });
                 }
             }
@@ -279,7 +279,7 @@ impl Files<'_> {
 
     fn fields(&mut self, items: Option<&[DownwardAPIVolumeFile]>, mode: Option<i32>) -> Result<(), Error> {
         for item in items.into_iter().flatten() {
-            let failed = |cause| Error::Field { volume: self.volume.to_owned(), cause };
+            let failed = |cause| Error::Field { volume: self.volume.to_owned(), cause: Box::new(cause) };
             let text = if let Some(field) = &item.field_ref {
                 env::field(&field.field_path, self.facts).map_err(failed)?
             } else if let Some(of) = &item.resource_field_ref {

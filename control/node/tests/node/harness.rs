@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
+use tower::ServiceExt as _;
 use wharf_api::{ApiServer, UserInfo};
 use wharf_kit::identity::Ca;
 use wharf_node::{Config, Handle, Listen, Node, Serving};
@@ -25,6 +26,8 @@ pub struct Harness {
     pub runtime: Runtime,
     pub ca: Ca,
     pub directory: tempfile::TempDir,
+    /// The agent's requests, as `METHOD path`.
+    pub requests: Arc<Mutex<Vec<String>>>,
     /// Ends the runtime's server.
     pub serving: CancellationToken,
 }
@@ -76,7 +79,15 @@ impl Harness {
             ("app:2".to_owned(), false),
             ("guest.wasm:1".to_owned(), true),
         ]);
-        Self { api, client, runtime, ca: Ca::generate("test").unwrap(), directory, serving }
+        Self {
+            api,
+            client,
+            runtime,
+            ca: Ca::generate("test").unwrap(),
+            directory,
+            requests: Arc::default(),
+            serving,
+        }
     }
 
     /// A harness with a Ready node.
@@ -86,6 +97,11 @@ impl Harness {
         this.give_range().await;
         tokio::time::timeout(DEADLINE, agent.handle.ready()).await.expect("the node becomes ready");
         (this, agent)
+    }
+
+    /// How many requests of the agent so far begin so.
+    pub fn asked(&self, start: &str) -> usize {
+        self.requests.lock().unwrap().iter().filter(|request| request.starts_with(start)).count()
     }
 
     pub fn root(&self) -> PathBuf {
@@ -98,9 +114,16 @@ impl Harness {
 
     pub async fn agent(&self) -> Agent {
         let stop = CancellationToken::new();
+        let requests = self.requests.clone();
+        let service = self.api.service(user("system:node:n1", &["system:nodes"]));
+        let service = service.map_request(move |request: http::Request<kube::client::Body>| {
+            requests.lock().unwrap().push(format!("{} {}", request.method(), request.uri().path()));
+            request
+        });
+        let client = kube::Client::new(service, "default");
         let config = Config {
             name: NODE.to_owned(),
-            client: self.api.client(user("system:node:n1", &["system:nodes"])),
+            client,
             runtime: wharf_cri::connect(&self.runtime.socket),
             address: "127.0.0.1".parse().unwrap(),
             root: self.root(),

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Node, Secret};
 use kube::api::{Api, Patch, PatchParams, PostParams};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::harness::{Harness, NODE, condition, eventually, waiting};
 
@@ -64,9 +64,13 @@ async fn a_pod_is_ready_soon_with_few_writes_and_leaves_nothing() {
         status["containerStatuses"][0]["containerID"].as_str().unwrap().starts_with("script://container-")
     );
     assert_eq!(status["observedGeneration"], 1);
-    // The status was told in one write: nothing else changed the object since its creation.
-    let transitions: Vec<&Value> = status["conditions"].as_array().unwrap().iter().collect();
-    assert!(transitions.iter().all(|condition| condition["status"] == "True"), "{transitions:?}");
+    let conditions = status["conditions"].as_array().unwrap();
+    assert!(conditions.iter().all(|condition| condition["status"] == "True"), "{conditions:?}");
+    assert_eq!(
+        harness.asked("PATCH /api/v1/namespaces/default/pods/web/status"),
+        1,
+        "it was told in one write"
+    );
 
     assert!(harness.logs().join(format!("default_web_{uid}/main/0.log")).exists());
     harness.delete("web").await;
@@ -308,5 +312,35 @@ async fn readiness_follows_its_probe_and_liveness_restarts() {
         reasons.contains(&"Unhealthy".to_owned()) && reasons.contains(&"Killing".to_owned()),
         "{reasons:?}"
     );
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_node_asks_nothing_but_its_lease() {
+    let (harness, agent) = Harness::ready().await;
+    let maps: Api<ConfigMap> = Api::default_namespaced(harness.client.clone());
+    let map = json!({"metadata": {"name": "settings"}, "data": {"k": "v"}});
+    maps.create(&PostParams::default(), &serde_json::from_value(map).unwrap()).await.unwrap();
+    for name in ["a", "b"] {
+        let volume = json!({"name": "settings", "configMap": {"name": "settings"}});
+        harness
+            .create(name, json!({"containers": [{"name": "main", "image": "app:1"}], "volumes": [volume]}))
+            .await;
+        harness.until_ready(name).await;
+    }
+    assert_eq!(
+        harness.asked("GET /api/v1/namespaces/default/configmaps"),
+        2,
+        "one list and one watch for both pods"
+    );
+    eventually("all events are sent", async || {
+        let reasons = harness.reasons("b").await;
+        reasons.contains(&"Started".to_owned()).then_some(()).ok_or(format!("{reasons:?}"))
+    })
+    .await;
+    let before = harness.requests.lock().unwrap().len();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let after = harness.requests.lock().unwrap()[before..].to_vec();
+    assert!(after.iter().all(|request| request.contains("/leases/")) && after.len() <= 1, "{after:?}");
     agent.stop().await;
 }
