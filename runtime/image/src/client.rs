@@ -45,10 +45,13 @@ const CONNECT: Duration = Duration::from_secs(10); // a packet lost three times 
 const ERROR_BODY: usize = 64 << 10; // more than any error document says
 const TOKEN_BODY: usize = 1 << 20; // tokens with many claims reach some 10 KiB
 
+/// A client, with the times of the files that it was made from.
+type Known = (Vec<Option<SystemTime>>, reqwest::Client);
+
 /// Makes and keeps one HTTP client per endpoint, so that connections are reused across pulls.
 pub(crate) struct Clients {
     silence: Duration,
-    known: Mutex<HashMap<Endpoint, (Vec<Option<SystemTime>>, reqwest::Client)>>,
+    known: Mutex<HashMap<Endpoint, Known>>,
 }
 
 impl Clients {

@@ -141,7 +141,6 @@ pub(crate) struct Inner {
     pub(crate) store: Arc<Store>,
     pub(crate) registries: RegistriesConfig,
     pub(crate) limits: Limits,
-    pub(crate) durable: bool,
     pub(crate) clients: Clients,
     flights: Mutex<HashMap<FlightKey, InFlight>>,
 }
@@ -165,14 +164,13 @@ impl Images {
     pub async fn open(config: Config) -> Result<Self, Error> {
         config.registries.check()?;
         let root = config.root.clone();
-        let store = blocking(move || Store::open(&root)).await?;
+        let store = blocking(move || Store::open(&root, config.durable)).await?;
         Ok(Self {
             inner: Arc::new(Inner {
                 store: Arc::new(store),
                 clients: Clients::new(config.limits.silence),
                 registries: config.registries,
                 limits: config.limits,
-                durable: config.durable,
                 flights: Mutex::default(),
             }),
         })

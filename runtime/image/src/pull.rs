@@ -130,14 +130,14 @@ impl Pull<'_> {
         if reference.tag().is_some() {
             names.push(reference.to_string());
         }
-        let (store, durable) = (store.clone(), self.inner.durable);
+        let store = store.clone();
         blocking(move || {
             store.keep_bytes(&scratch, &fetched.digest, &fetched.bytes)?;
             store.keep_bytes(&scratch, &manifest.config.digest, &raw_config)?;
             if !record.chain.is_empty() {
                 record.kind = settle(&store, &document, &manifest, &record.chain, &staged)?;
             }
-            let image = store.commit(record, staged, &names, durable);
+            let image = store.commit(record, staged, &names);
             drop(scratch); // after the layers have left it
             image
         })

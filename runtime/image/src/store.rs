@@ -26,6 +26,8 @@ pub(crate) struct Store {
     /// Held while files of images come and go; taken before `state`, never after it.
     change: Mutex<()>,
     scratch: AtomicU64,
+    /// Whether to wait for the disk. A kill needs no such wait, a power cut does.
+    durable: bool,
     _lock: File,
 }
 
@@ -123,7 +125,7 @@ pub(crate) struct Staged {
 }
 
 impl Store {
-    pub(crate) fn open(root: &Path) -> Result<Self, Error> {
+    pub(crate) fn open(root: &Path, durable: bool) -> Result<Self, Error> {
         let mut private = fs::DirBuilder::new();
         private.recursive(true).mode(0o700);
         private.create(root).map_err(Error::disk(format!("make {}", root.display())))?;
@@ -149,6 +151,7 @@ impl Store {
             state: Mutex::default(),
             change: Mutex::default(),
             scratch: AtomicU64::new(0),
+            durable,
             _lock: lock,
             root,
         };
@@ -327,10 +330,12 @@ impl Store {
     /// Keeps a file of a scratch directory as a blob. The caller has checked and pinned its digest.
     pub(crate) fn keep_file(&self, from: &Path, digest: &Digest) -> Result<(), Error> {
         let file = File::open(from).map_err(Error::disk("open a blob"))?;
-        file.sync_all().map_err(Error::disk("sync a blob"))?;
+        if self.durable {
+            file.sync_all().map_err(Error::disk("sync a blob"))?;
+        }
         let size = file.metadata().map_err(Error::disk("measure a blob"))?.len();
         fs::rename(from, self.blob_file(digest)).map_err(Error::disk("keep a blob"))?;
-        sync_dir(&self.root.join("blobs/sha256"))?;
+        self.sync_dir(&self.root.join("blobs/sha256"))?;
         self.state().blobs.insert(digest.clone(), size);
         Ok(())
     }
@@ -341,13 +346,12 @@ impl Store {
         mut record: Record,
         staged: Vec<Staged>,
         names: &[String],
-        durable: bool,
     ) -> Result<Arc<Image>, Error> {
         for layer in &staged {
             let facts = serde_json::to_vec(&layer.facts).expect("digests and numbers become JSON");
             fs::write(layer.dir.join("layer.json"), facts).map_err(Error::disk("describe a layer"))?;
         }
-        if durable && !staged.is_empty() {
+        if self.durable && !staged.is_empty() {
             // One call for thousands of files; it must come before the renames that make them count.
             let root = File::open(&self.root).map_err(Error::disk("open the store"))?;
             rustix::fs::syncfs(&root).map_err(|e| Error::disk("sync the layers")(e.into()))?;
@@ -360,7 +364,7 @@ impl Store {
                 self.state().layers.insert(layer.facts.chain_id.clone(), layer.facts);
             }
         }
-        sync_dir(&self.root.join("layers"))?;
+        self.sync_dir(&self.root.join("layers"))?;
 
         let mut state = self.state();
         state.sequence += 1;
@@ -468,7 +472,7 @@ impl Store {
     /// Deletes the image's file. `change` is held.
     fn forget(&self, id: &ImageId) -> Result<(), Error> {
         fs::remove_file(self.image_file(id)).map_err(Error::disk(format!("remove image {id}")))?;
-        sync_dir(&self.root.join("images"))?;
+        self.sync_dir(&self.root.join("images"))?;
         let mut state = self.state();
         state.records.remove(id);
         state.names.retain(|_, owner| owner != id);
@@ -513,9 +517,19 @@ impl Store {
         let bytes = serde_json::to_vec(record).expect("records become JSON");
         let mut file = File::create(&from).map_err(Error::disk("make an image's file"))?;
         file.write_all(&bytes).map_err(Error::disk("write an image's file"))?;
-        file.sync_all().map_err(Error::disk("sync an image's file"))?;
+        if self.durable {
+            file.sync_all().map_err(Error::disk("sync an image's file"))?;
+        }
         fs::rename(&from, self.image_file(&record.id)).map_err(Error::disk("keep an image's file"))?;
-        sync_dir(&self.root.join("images"))
+        self.sync_dir(&self.root.join("images"))
+    }
+
+    /// Makes renames in a directory durable.
+    fn sync_dir(&self, dir: &Path) -> Result<(), Error> {
+        if !self.durable {
+            return Ok(());
+        }
+        File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::disk(format!("sync {}", dir.display())))
     }
 
     fn image_of(&self, record: &Record) -> Image {
@@ -576,9 +590,4 @@ fn listing(dir: &Path) -> Result<Vec<(PathBuf, String)>, Error> {
         found.push((item.path(), item.file_name().to_string_lossy().into_owned()));
     }
     Ok(found)
-}
-
-/// Makes renames in a directory durable.
-fn sync_dir(dir: &Path) -> Result<(), Error> {
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::disk(format!("sync {}", dir.display())))
 }

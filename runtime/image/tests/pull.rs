@@ -1,4 +1,5 @@
 //! Pulls from the built-in registry over real sockets.
+#![allow(clippy::unwrap_used, reason = "helpers of tests are not tests to clippy")]
 
 mod common;
 

@@ -56,8 +56,6 @@ pub(crate) fn unpack(archive: File, into: &Path, bounds: Bounds, cancel: &Cancel
         // What an entry of another type carries is no header of the next one.
         io::copy(&mut entry, &mut io::sink()).map_err(|e| gauge.fault("between entries", &e))?;
     }
-    drop(entries);
-    drop(tar);
     let diff_id = tee.finish()?;
     layer.finish()?;
     Ok(Unpacked {

@@ -311,6 +311,9 @@ impl Archive {
         self
     }
 
+    /// Ends a chain of calls in a closure that gives nothing back.
+    pub fn done(&mut self) {}
+
     pub fn file(&mut self, name: &str, data: impl AsRef<[u8]>) -> &mut Self {
         self.file_mode(name, 0o644, data)
     }
