@@ -10,6 +10,7 @@ use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -358,6 +359,9 @@ fn spawn(plan: &Plan) -> anyhow::Result<Pid> {
     let log = File::options().create(true).append(true).open(&plan.log);
     let log = log.with_context(|| format!("open {}", plan.log.display()))?;
     let mut command = Command::new(&plan.program);
+    command.arg0(
+        plan.program.file_name().filter(|_| plan.program != Path::new(SELF)).unwrap_or("wharf".as_ref()),
+    );
     command.args(&plan.arguments).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
     if let Some(ready) = &plan.ready {
         command.arg(format!("--ready-fd={}", ready.as_raw_fd()));

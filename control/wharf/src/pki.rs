@@ -29,7 +29,6 @@ impl Pki {
         Ok(Self { dir: dir.to_owned(), ca })
     }
 
-
     /// The files of the certificate `name`.
     pub fn files(&self, name: &str) -> Files {
         Files { cert: self.dir.join(format!("{name}.crt")), key: self.dir.join(format!("{name}.key")) }

@@ -66,12 +66,23 @@ pub(crate) fn kill(cgroup: &Path, patience: Duration) -> usize {
     }
 }
 
-/// Removes the cluster's cgroups in every hierarchy. They must be empty.
+/// Removes the cluster's cgroups in every hierarchy. Nothing may run in them; the kernel may still be busy with
+/// processes that were just killed, and is given `patience` for that.
 ///
 /// # Errors
 /// The first that the kernel refuses to remove.
-pub(crate) fn remove(name: &str) -> io::Result<()> {
-    mounts().into_iter().try_for_each(|(_, mount)| remove_tree(&mount.join(dir_name(name))))
+pub(crate) fn remove(name: &str, patience: Duration) -> io::Result<()> {
+    let deadline = Instant::now() + patience;
+    loop {
+        let removed =
+            mounts().into_iter().try_for_each(|(_, mount)| remove_tree(&mount.join(dir_name(name))));
+        match removed {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(5)); // as above
+            }
+            removed => return removed,
+        }
+    }
 }
 
 fn remove_tree(cgroup: &Path) -> io::Result<()> {

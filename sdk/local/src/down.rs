@@ -89,7 +89,7 @@ pub(crate) fn sweep(cluster: &Cluster) -> Result<(), Error> {
     }
     unmount_below(&cluster.run)?;
     unmount_below(&cluster.data)?;
-    cgroup::remove(&cluster.name).map_err(at("remove the cgroups of", Path::new(&cluster.name)))?;
+    cgroup::remove(&cluster.name, KILLED).map_err(at("remove the cgroups of", Path::new(&cluster.name)))?;
     if cluster.run.exists() {
         fs::remove_dir_all(&cluster.run).map_err(at("remove", &cluster.run))?;
     }

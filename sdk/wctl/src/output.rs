@@ -6,18 +6,27 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// Prints an error with its causes, each once, and gives the exit code.
+/// Prints an error and gives the exit code.
 pub fn fail(error: &anyhow::Error) -> ExitCode {
-    let mut text = error.to_string();
-    for cause in error.chain().skip(1) {
-        let cause = cause.to_string();
-        if !text.contains(&cause) {
-            text.push_str(": ");
-            text.push_str(&cause);
+    eprintln!("error: {}", describe(error));
+    ExitCode::FAILURE
+}
+
+/// An error with its causes on one line, each once; what the cluster says in its own words alone.
+pub fn describe(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain() {
+        let said = match cause.downcast_ref() {
+            Some(kube::Error::Api(status)) => status.message.trim().to_owned(),
+            _ => cause.to_string(),
+        };
+        if text.is_empty() {
+            text = said;
+        } else if !text.contains(&said) && !cause.is::<kube::core::Status>() {
+            text = format!("{text}: {said}");
         }
     }
-    eprintln!("error: {text}");
-    ExitCode::FAILURE
+    text
 }
 
 /// Prints a result. Whoever closed the pipe has read enough.

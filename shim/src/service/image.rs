@@ -102,7 +102,10 @@ fn auth(config: v1::AuthConfig) -> Option<Auth> {
         c if !c.auth.is_empty() => {
             let text = String::from_utf8(BASE64_STANDARD.decode(&c.auth).ok()?).ok()?;
             let (username, password) = text.split_once(':')?;
-            Some(Basic { username: username.to_owned(), password: password.trim_end_matches('\0').to_owned() })
+            Some(Basic {
+                username: username.to_owned(),
+                password: password.trim_end_matches('\0').to_owned(),
+            })
         }
         _ => None,
     }

@@ -10,7 +10,7 @@ use wharf_cri::v1::{self, ContainerState, NamespaceMode, runtime_service_server:
 use super::{Service, matches};
 use crate::error::Error;
 use crate::record::network_mode;
-use crate::streaming::{Call, Target};
+use crate::streaming::{Call, MOST_PORTS, Target};
 use crate::{HANDLERS, stats, view};
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -230,7 +230,12 @@ impl RuntimeService for Service {
         &self,
         request: Request<v1::PortForwardRequest>,
     ) -> Answer<v1::PortForwardResponse> {
-        let sandbox = self.shim.sandbox(&request.into_inner().pod_sandbox_id)?;
+        let request = request.into_inner();
+        let sandbox = self.shim.sandbox(&request.pod_sandbox_id)?;
+        let ports = request.port.iter().map(|port| u16::try_from(*port).ok().filter(|port| *port > 0));
+        let ports = ports.collect::<Option<Vec<_>>>().filter(|ports| ports.len() <= MOST_PORTS);
+        let ports = ports
+            .ok_or_else(|| Error::Invalid(format!("ports are 1 to 65535, at most {MOST_PORTS} of them")))?;
         let target = if network_mode(sandbox.config()) == NamespaceMode::Node {
             Target::Address(std::net::Ipv4Addr::LOCALHOST)
         } else if sandbox.is_wasm() {
@@ -239,7 +244,7 @@ impl RuntimeService for Service {
         } else {
             Target::Namespace(sandbox.netns.clone().into())
         };
-        let url = self.shim.streaming.url(Call::PortForward(target)).map_err(Error::from)?;
+        let url = self.shim.streaming.url(Call::PortForward(target, ports)).map_err(Error::from)?;
         Ok(Response::new(v1::PortForwardResponse { url }))
     }
 

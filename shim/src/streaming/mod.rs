@@ -20,7 +20,7 @@ use tokio::net::TcpListener;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-pub use port_forward::Target;
+pub use port_forward::{MOST_PORTS, Target};
 
 /// How long a token waits for its caller (the kubelet's figure).
 const TOKEN_LIFE: Duration = Duration::from_secs(60);
@@ -30,8 +30,8 @@ const TOKENS: usize = 1000;
 /// What a token stands for.
 #[derive(Clone, Debug)]
 pub enum Call {
-    /// Connections to ports of a pod.
-    PortForward(Target),
+    /// Connections to these ports of a pod; without any, to those that the URL's query names.
+    PortForward(Target, Vec<u16>),
 }
 
 /// Hands out tokens and serves those who bring them back.
@@ -63,7 +63,7 @@ impl Streaming {
     /// [`Busy`] if too many are out.
     pub fn url(&self, call: Call) -> Result<String, Busy> {
         let path = match call {
-            Call::PortForward(_) => "portforward",
+            Call::PortForward(..) => "portforward",
         };
         let token: String =
             rand::rng().sample_iter(rand::distr::Alphanumeric).take(32).map(char::from).collect();
@@ -82,7 +82,7 @@ impl Streaming {
         let mut waiting = self.waiting.lock().expect("no holder of this lock panics");
         let (call, until) = waiting.remove(token)?;
         let fits = match call {
-            Call::PortForward(_) => kind == "portforward",
+            Call::PortForward(..) => kind == "portforward",
         };
         (fits && until > Instant::now()).then_some(call)
     }
@@ -118,7 +118,7 @@ impl Streaming {
 
     fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         match self.take(request.uri().path()) {
-            Some(Call::PortForward(target)) => port_forward::answer(request, target),
+            Some(Call::PortForward(target, ports)) => port_forward::answer(request, target, ports),
             None => refuse(StatusCode::NOT_FOUND, "the token is unknown, used or older than a minute"),
         }
     }

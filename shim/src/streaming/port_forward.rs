@@ -28,7 +28,7 @@ use super::refuse;
 const PROTOCOLS: [&str; 4] =
     ["v5.channel.k8s.io", "v4.channel.k8s.io", "portforward.k8s.io", "v4.base64.channel.k8s.io"];
 /// Ports per socket; channel numbers are one byte.
-const MOST_PORTS: usize = 100;
+pub const MOST_PORTS: usize = 100;
 /// Bytes read from the pod at once; a frame to the client is at most this and one byte.
 const CHUNK: usize = 32 * 1024;
 /// A frame from a client is at most this long.
@@ -65,8 +65,9 @@ impl Target {
 }
 
 /// Checks the handshake and starts forwarding when the connection is upgraded.
-pub(super) fn answer(request: Request<Incoming>, target: Target) -> Response<Full<Bytes>> {
-    let ports = match ports(request.uri().query().unwrap_or_default()) {
+pub(super) fn answer(request: Request<Incoming>, target: Target, given: Vec<u16>) -> Response<Full<Bytes>> {
+    let named = ports(request.uri().query().unwrap_or_default());
+    let ports = match if given.is_empty() { named } else { Ok(given) } {
         Ok(ports) => ports,
         Err(why) => return refuse(StatusCode::BAD_REQUEST, &why),
     };

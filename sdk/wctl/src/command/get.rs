@@ -116,10 +116,12 @@ async fn whole(api: &Api, targets: &[(&Resource, Option<String>)], options: &Opt
 
 /// Who owns which field is for machines, as in kubectl.
 fn strip_managed_fields(object: &mut Value) {
-    if let Some(meta) = object["metadata"].as_object_mut() {
+    if let Some(meta) = object.get_mut("metadata").and_then(Value::as_object_mut) {
         meta.remove("managedFields");
     }
-    object["items"].as_array_mut().into_iter().flatten().for_each(strip_managed_fields);
+    if let Some(items) = object.get_mut("items").and_then(Value::as_array_mut) {
+        items.iter_mut().for_each(strip_managed_fields);
+    }
 }
 
 async fn tables(api: &Api, targets: &[(&Resource, Option<String>)], options: &Options) -> anyhow::Result<()> {

@@ -42,7 +42,7 @@ pub async fn run(options: Options, global: &Global) -> anyhow::Result<()> {
                 let (api, pod) = (api.clone(), pod.clone());
                 tokio::spawn(async move {
                     if let Err(error) = forward(&api, &pod, remote, stream).await {
-                        eprintln!("error: pod {pod}, port {remote}: {error:#}");
+                        eprintln!("error: pod {pod}, port {remote}: {}", output::describe(&error));
                     }
                 });
             }
