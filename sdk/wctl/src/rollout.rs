@@ -144,6 +144,25 @@ pub async fn wait(
     }
 }
 
+/// Watches the objects at `path`, those that are there first, until `found` finds something in one. Cancel-safe.
+pub async fn until<T>(
+    api: &Api,
+    path: &str,
+    mut found: impl FnMut(&Value) -> Option<T>,
+) -> anyhow::Result<T> {
+    loop {
+        let request = Request::get(format!("{path}?watch=true")).body(Vec::new())?;
+        let stream = api.client.request_stream(request).await.map_err(crate::api::unreachable)?;
+        let mut lines = std::pin::pin!(stream.lines());
+        while let Some(line) = lines.try_next().await? {
+            let event: Value = serde_json::from_str(&line).context("the watch sent what is not JSON")?;
+            if let Some(found) = found(&event["object"]) {
+                return Ok(found);
+            }
+        }
+    }
+}
+
 async fn follow(
     api: &Api,
     resource: &Resource,

@@ -101,12 +101,23 @@ async fn apply(
     }
     let headers = [("content-type", "application/apply-patch+yaml")];
     let after = api.call(Method::PATCH, &path, &headers, serde_json::to_vec(&manifest.object)?).await?;
-    let version = |object: &Value| object["metadata"]["resourceVersion"].as_str().map(str::to_owned);
-    Ok(match before {
+    Ok(match before.map(asked) {
         None => "created",
-        Some(before) if version(&before) == version(&after) => "unchanged",
+        Some(before) if before == asked(after) => "unchanged",
         Some(_) => "configured",
     })
+}
+
+/// An object without what changes by itself.
+fn asked(mut object: Value) -> Value {
+    if let Some(fields) = object.as_object_mut() {
+        fields.remove("status");
+    }
+    if let Some(meta) = object.get_mut("metadata").and_then(Value::as_object_mut) {
+        meta.remove("resourceVersion");
+        meta.remove("managedFields");
+    }
+    object
 }
 
 /// What to do about a refusal, where the cluster's own words do not say.

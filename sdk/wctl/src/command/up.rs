@@ -4,11 +4,12 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
+use jiff::Timestamp;
 use wharf_local::Phase;
 
 use crate::api::Api;
 use crate::command::duration;
-use crate::resource::{Resource, name_of};
+use crate::resource::name_of;
 use crate::{Global, output, rollout};
 
 #[derive(clap::Args)]
@@ -32,7 +33,7 @@ pub struct Options {
 
 pub async fn run(options: Options, global: &Global) -> anyhow::Result<()> {
     let cluster = global.layout().cluster(&options.name)?;
-    let start = Instant::now();
+    let (start, since) = (Instant::now(), Timestamp::now());
     let bar = output::spinner("starting");
     let how = wharf_local::Options { port: options.port, isolated: options.isolated, wharf: options.wharf };
     let started = wharf_local::up(&cluster, &how, |phase| {
@@ -48,7 +49,7 @@ pub async fn run(options: Options, global: &Global) -> anyhow::Result<()> {
     let kubeconfig = wharf_local::merge(&cluster)?;
     let global = Global { context: Some(cluster.context()), ..global.clone() };
     let api = Api::connect(&global).await?;
-    let node = wait_for_node(&api, options.timeout).await?;
+    let node = wait_for_node(&api, since, options.timeout).await?;
     let ready_after = start.elapsed();
     let name = &cluster.name;
     output::line(&format!(
@@ -61,7 +62,7 @@ pub async fn run(options: Options, global: &Global) -> anyhow::Result<()> {
          next:  wctl image push app.wasm app:1     makes registry.wharf/app:1 of a component\n\
          \x20      wctl apply -f FILE|FOLDER --wait   runs what it says\n\
          \x20      wctl get pods -A                   shows what runs (kubectl and Helm work too)\n\
-         \x20      wctl down {name}                      ends it; `wctl up {name}` goes on with its data",
+         \x20      wctl down{}  ends it; `wctl up {name}` goes on with its data",
         ready_after.as_secs_f64(),
         api_after.as_secs_f64(),
         cluster.url().unwrap_or_default(),
@@ -69,51 +70,39 @@ pub async fn run(options: Options, global: &Global) -> anyhow::Result<()> {
         cluster.context(),
         cluster.data.display(),
         cluster.logs().display(),
+        format_args!("{:width$}", format!(" {name}"), width = 24),
     ));
     Ok(())
 }
 
-/// Waits until one node is Ready, by a watch, and tells its name.
-async fn wait_for_node(api: &Api, timeout: Duration) -> anyhow::Result<String> {
-    use futures::{AsyncBufReadExt as _, TryStreamExt as _};
+/// Waits until one node is Ready in this run of the cluster, and until the first pod could be made. Tells the node.
+async fn wait_for_node(api: &Api, since: Timestamp, timeout: Duration) -> anyhow::Result<String> {
     let bar = output::spinner("waiting for the node");
-    let watch = async {
-        loop {
-            let request = http::Request::get("/api/v1/nodes?watch=true").body(Vec::new())?;
-            let stream = api.client.request_stream(request).await.map_err(crate::api::unreachable)?;
-            let mut lines = std::pin::pin!(stream.lines());
-            while let Some(line) = lines.try_next().await? {
-                let event: serde_json::Value = serde_json::from_str(&line)?;
-                let node = &event["object"];
-                let conditions = node["status"]["conditions"].as_array().cloned().unwrap_or_default();
-                if conditions.iter().any(|c| c["type"] == "Ready" && c["status"] == "True") {
-                    return anyhow::Ok(name_of(node).to_owned());
-                }
-                if let Some(why) =
-                    conditions.iter().find(|c| c["type"] == "Ready").and_then(|c| c["message"].as_str())
-                {
-                    bar.set_message(format!("waiting for the node: {why}"));
-                }
+    let wait = async {
+        // What the store says of a node may be from the last run; its lease tells that it lives.
+        rollout::until(api, "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases", |lease| {
+            let renewed = lease["spec"]["renewTime"].as_str()?.parse::<Timestamp>().ok()?;
+            (renewed >= since).then_some(())
+        })
+        .await?;
+        let node = rollout::until(api, "/api/v1/nodes", |node| {
+            let conditions = node["status"]["conditions"].as_array()?;
+            let ready = conditions.iter().find(|c| c["type"] == "Ready")?;
+            if let Some(why) = ready["message"].as_str() {
+                bar.set_message(format!("waiting for the node: {why}"));
             }
-        }
+            (ready["status"] == "True").then(|| name_of(node).to_owned())
+        })
+        .await?;
+        rollout::until(api, "/api/v1/namespaces/default/serviceaccounts", |account| {
+            (name_of(account) == "default").then_some(())
+        })
+        .await?;
+        anyhow::Ok(node)
     };
-    let node = tokio::time::timeout(timeout, watch).await;
+    let node = tokio::time::timeout(timeout, wait).await;
     bar.finish_and_clear();
-    let Ok(node) = node else {
+    node.unwrap_or_else(|_| {
         bail!("the node was not ready after {} s; see the logs that `wctl status` names", timeout.as_secs())
-    };
-    let node = node?;
-    // The first pod needs its namespace's service account.
-    let account = Resource {
-        group: String::new(),
-        version: "v1".into(),
-        kind: "ServiceAccount".into(),
-        plural: "serviceaccounts".into(),
-        singular: "serviceaccount".into(),
-        short_names: Vec::new(),
-        categories: Vec::new(),
-        namespaced: true,
-    };
-    rollout::wait(api, &account, "default", "default", timeout).await?;
-    Ok(node)
+    })
 }
