@@ -100,6 +100,7 @@ impl Streaming {
                     }
                 },
             };
+            let _ = stream.set_nodelay(true); // frames are small and answered
             let this = self.clone();
             tokio::spawn(async move {
                 let service = service_fn(move |request| {

@@ -153,6 +153,7 @@ where
         }
         match target.dial(*port).await {
             Ok(stream) => {
+                let _ = stream.set_nodelay(true); // the client has cut its bytes already
                 let (mut reader, writer) = stream.into_split();
                 writers.push(Some(writer));
                 let frames = frames.clone();

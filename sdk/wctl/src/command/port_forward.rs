@@ -39,6 +39,7 @@ pub async fn run(options: Options, global: &Global) -> anyhow::Result<()> {
         tasks.spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await?;
+                let _ = stream.set_nodelay(true); // what comes in one piece goes on in one piece
                 let (api, pod) = (api.clone(), pod.clone());
                 tokio::spawn(async move {
                     if let Err(error) = forward(&api, &pod, remote, stream).await {
