@@ -231,6 +231,7 @@ fn way_out(options: &Options, namespace: &Path) -> Option<Plan> {
             "--foreground",
             "--quiet",
             "--config-net",
+            "--no-map-gw", // the gateway must not stand for the host's own loopback
             "--ns-ifname=out",
             "--runas=0",
             "--tcp-ports=none",
