@@ -174,7 +174,7 @@ async fn logs_stream_and_ports_forward() {
     let deployments: Api<Deployment> = Api::namespaced(client.clone(), space.name);
     let object: Deployment =
         serde_json::from_value(manifest::deployment("talker", "guest-http:1")).expect("a Deployment");
-    deployments.create(&PostParams::default(), &object).await.expect("created");
+    let made = deployments.create(&PostParams::default(), &object).await.expect("created");
     let pods: Api<Pod> = Api::namespaced(client, space.name);
     let name = eventually_async("there is a pod", async || {
         let list = pods
@@ -207,7 +207,7 @@ async fn logs_stream_and_ports_forward() {
 
     // A stock client deletes in the foreground too: the answer comes at once, the end when the pods are gone.
     deployments.delete("talker", &DeleteParams::foreground()).await.expect("deleted");
-    let uid = String::new();
+    let uid = made.metadata.uid.expect("a uid");
     let gone = wait::await_condition(deployments, "talker", wait::conditions::is_deleted(&uid));
     tokio::time::timeout(Duration::from_secs(60), gone).await.expect("in time").expect("watched");
     assert!(pods.list(&ListParams::default().labels("app=talker")).await.expect("a list").items.is_empty());

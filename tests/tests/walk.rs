@@ -3,9 +3,10 @@
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::process::Stdio;
+use std::sync::mpsc;
 
 use wharf_tests::manifest::PORT;
-use wharf_tests::{Space, assets, eventually, get};
+use wharf_tests::{PATIENCE, Space, assets, eventually, get};
 
 /// Applies the demo's folder and waits until it is available.
 fn apply_examples(space: &Space) -> String {
@@ -48,10 +49,12 @@ fn one_apply_runs_a_component_and_a_container_and_delete_leaves_nothing() {
     assert!(said.contains("3 of 3 replicas available"), "{said}");
     assert_eq!(space.pods("greeter").len(), 3);
 
-    // Applied again nothing changes, but for the replicas, which the manifest owns too.
+    // The manifests do not name the replicas, so applied again they change nothing.
     let said = apply_examples(&space);
-    assert!(said.contains("configmap/greeter unchanged"), "{said}");
-    assert!(said.contains("deployment.apps/clock unchanged"), "{said}");
+    for name in ["configmap/greeter", "deployment.apps/greeter", "deployment.apps/clock"] {
+        assert!(said.contains(&format!("{name} unchanged")), "{said}");
+    }
+    assert_eq!(space.pods("greeter").len(), 3);
 
     let folder = assets::manifests().display().to_string();
     space.wctl(&["delete", "-f", &folder]).ok();
@@ -115,8 +118,15 @@ fn logs_follow_what_a_component_says_and_end_with_the_pod() {
     let mut follower = space.cluster.command();
     follower.args(["-n", space.name, "logs", "-f", &pod]).stdin(Stdio::null()).stdout(Stdio::piped());
     let mut follower = follower.spawn().expect("wctl");
-    let mut lines = BufReader::new(follower.stdout.take().expect("a pipe")).lines();
-    let mut next = || lines.next().transpose().expect("a line");
+    let lines = BufReader::new(follower.stdout.take().expect("a pipe")).lines();
+    let (sender, heard) = mpsc::channel();
+    std::thread::spawn(move || lines.map_while(Result::ok).try_for_each(|line| sender.send(line)));
+    // None at the end of the log.
+    let next = || match heard.recv_timeout(PATIENCE) {
+        Ok(line) => Some(line),
+        Err(mpsc::RecvTimeoutError::Disconnected) => None,
+        Err(timeout) => panic!("neither a line nor the end of the log: {timeout}"),
+    };
     assert_eq!(next().as_deref(), Some("first"));
     get(forward.address, "/log?second").expect("an answer");
     assert_eq!(next().as_deref(), Some("second"));
