@@ -98,7 +98,8 @@ async fn undo(
         labels.remove(HASH);
     }
     let patch = json!([
-        {"op": "test", "path": "/metadata/resourceVersion", "value": deployment["metadata"]["resourceVersion"]},
+        // Of the spec that was read: its status may change meanwhile.
+        {"op": "test", "path": "/metadata/generation", "value": deployment["metadata"]["generation"]},
         {"op": "replace", "path": "/spec/template", "value": template},
     ]);
     api.call(
