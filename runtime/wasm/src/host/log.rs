@@ -90,7 +90,16 @@ impl Log {
     /// One write call for all of it: lines of instances that log at the same time do not mix.
     fn append(&self, records: &[u8]) -> io::Result<()> {
         let Some(path) = &self.path else { return Ok(()) };
-        OpenOptions::new().create(true).append(true).mode(0o640).open(path)?.write_all(records)
+        let open = || OpenOptions::new().create(true).append(true).mode(0o640).open(path);
+        let mut file = match (open(), path.parent()) {
+            // CRI's client makes the pod's directory, the runtime the container's below it.
+            (Err(cause), Some(parent)) if cause.kind() == io::ErrorKind::NotFound => {
+                std::fs::create_dir_all(parent)?;
+                open()?
+            }
+            (opened, _) => opened?,
+        };
+        file.write_all(records)
     }
 }
 
