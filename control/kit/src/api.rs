@@ -150,6 +150,13 @@ impl Error {
         self.code() == 410
     }
 
+    /// Nothing more can be made in a namespace that is being deleted, and what is there goes with it.
+    pub fn is_namespace_terminating(&self) -> bool {
+        let details = self.status().and_then(|status| status.details.as_ref());
+        details
+            .is_some_and(|details| details.causes.iter().any(|cause| cause.reason == "NamespaceTerminating"))
+    }
+
     /// The server's message, or the cause in words.
     pub fn message(&self) -> String {
         match self.status() {

@@ -35,6 +35,7 @@ pub trait Remedied: std::error::Error + 'static {
 impl Remedied for api::Error {
     fn remedy(&self) -> Remedy {
         match self.code() {
+            _ if self.is_namespace_terminating() => Remedy::Wait,
             404 | 409 => Remedy::Reread,
             // The object as we wrote it will be refused again; a change of something may help. Since that
             // something may be one we do not watch, it is still tried, at the slow end of the back-off.

@@ -167,6 +167,7 @@ impl ReplicaSets {
         self.echo(self.pods.reached(seen)).await;
         match failed {
             None => Ok(()),
+            Some(error) if error.is_namespace_terminating() => Err(error),
             Some(error) => {
                 let message = format!("Error creating: {}", error.message());
                 self.recorder.warning(&Subject::of(&**set), "FailedCreate", message);
@@ -223,11 +224,15 @@ impl ReplicaSets {
     ) -> Result<(), api::Error> {
         let mut status = plan.status.clone();
         let failing = condition(&set.status.conditions, "ReplicaFailure");
-        match failure.filter(|error| error.status().is_some() && !error.is_conflict()) {
+        let told = |error: &&api::Error| {
+            error.status().is_some() && !error.is_conflict() && !error.is_namespace_terminating()
+        };
+        match failure.filter(told) {
             Some(error) => {
                 let message = error.message();
                 let reason = if plan.create > 0 { "FailedCreate" } else { "FailedDelete" };
-                let same = failing.filter(|old| old.message == message && old.reason == reason).cloned();
+                // The message names a pod that was not made, another each time: written anew, it would wake us.
+                let same = failing.filter(|old| old.status == "True" && old.reason == reason).cloned();
                 status.conditions.push(same.unwrap_or_else(|| Condition {
                     r#type: "ReplicaFailure".to_owned(),
                     status: "True".to_owned(),
