@@ -22,7 +22,7 @@ fn malformed_yaml_is_told_with_file_document_and_line() {
     let file = space.cluster.dir().join("bad.yaml");
     std::fs::write(
         &file,
-        "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: good\n---\napiVersion: v1\nkind: [unclosed\n",
+        "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: good\n---\napiVersion: v1\nkind: Config: Map\n",
     )
     .expect("a file");
     let path = file.display().to_string();
