@@ -12,6 +12,7 @@ use ::redb::{
     TableError, TransactionError, WriteTransaction,
 };
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+use tracing::info;
 
 use crate::{Error, Revision};
 
@@ -79,12 +80,18 @@ impl Disk {
         (generation, began.and_then(|txn| look(&txn)))
     }
 
-    /// Begins a transaction. Only the writer thread does, so it does not wait for another.
+    /// Begins a transaction; its commit is durable when it returns, after one sync (see `redb.rs`). Only the
+    /// writer thread does, so it does not wait for another.
     pub(super) fn begin_write(&self) -> Result<WriteTransaction, Failed> {
         let slot = self.shared();
-        let mut txn = slot.database.as_ref().ok_or_else(closed)?.begin_write()?;
-        txn.set_quick_repair(true);
-        Ok(txn)
+        Ok(slot.database.as_ref().ok_or_else(closed)?.begin_write()?)
+    }
+
+    /// Commits nothing but what makes the next opening quick, should this be the last commit before a crash.
+    pub(super) fn settle(&self) -> Result<(), Failed> {
+        let mut txn = self.begin_write()?;
+        txn.set_quick_repair(true); // a second sync, and pages that tell which pages are free
+        Ok(txn.commit()?)
     }
 
     /// Closes the database, if it is open, and opens it. No write transaction may be alive.
@@ -115,10 +122,18 @@ impl Disk {
 pub(super) fn settings() -> Builder {
     let mut builder = Builder::new();
     builder.set_cache_size(PAGE_CACHE);
+    builder.set_repair_callback(|repair| {
+        if repair.progress() == 0.0 {
+            info!("the store was stopped amid writes: its file is read as a whole");
+        }
+    });
     builder
 }
 
-/// Opens the database in a file.
+/// Opens the database in a file. It grows as redb has it, which doubles it: room taken in advance gains too
+/// little. Measured on ext4, a sync of new pages takes as long in a hole as in room from `fallocate`, for
+/// both are entered in the journal; in room filled with zeros it takes 0.05 ms of 0.19 ms less, but then
+/// everything is written twice.
 pub(super) fn file(path: PathBuf) -> Open {
     Box::new(move |again| {
         open_file(&path, again).map_err(|cause| Arc::new(AtPath { path: path.clone(), cause }) as Cause)

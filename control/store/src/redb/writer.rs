@@ -1,6 +1,9 @@
 //! The thread that writes.
 
 use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::{broadcast, mpsc, oneshot};
@@ -59,6 +62,9 @@ pub(super) struct Writer {
     span: Span,
     /// Whether compaction has something left to remove.
     trim: bool,
+    quiet: Duration,
+    /// When to make the file quick to open: `quiet` after the last commit. None: it is, or cannot be made so.
+    settle_at: Option<Instant>,
 }
 
 impl Writer {
@@ -66,10 +72,12 @@ impl Writer {
         disk: Arc<Disk>,
         queue: mpsc::Receiver<Command>,
         live: broadcast::Sender<Arc<Published>>,
+        quiet: Duration,
     ) -> Result<Self, Error> {
         let span = open(&disk).map_err(|cause| Error::Engine { action: "open its file", cause })?;
         disk.set_newest(span.newest);
-        Ok(Self { disk, queue, waiting: None, live, span, trim: true })
+        let settle_at = Some(Instant::now() + quiet); // a repair may have been made
+        Ok(Self { disk, queue, waiting: None, live, span, trim: true, quiet, settle_at })
     }
 
     /// Runs until all senders of the queue are gone and what they sent is done; then the file is closed.
@@ -89,28 +97,39 @@ impl Writer {
         self.disk.close();
     }
 
-    /// The next command. While there is none, compaction goes on.
+    /// The next command. While there is none, compaction goes on; when that has ended and it stays quiet,
+    /// the file is made quick to open, and then nothing is done.
     fn next(&mut self) -> Option<Command> {
         loop {
             if let Some(command) = self.waiting.take() {
                 return Some(command);
             }
-            if !self.trim {
-                return self.queue.blocking_recv();
+            if self.settle_at.is_some_and(|at| at <= Instant::now()) {
+                self.settle();
             }
-            match self.queue.try_recv() {
-                Ok(command) => return Some(command),
-                Err(mpsc::error::TryRecvError::Disconnected) => return None,
-                Err(mpsc::error::TryRecvError::Empty) => {
-                    // A failure leaves the rest for the next compaction: not tried in a circle.
-                    if let Err(Undone::Before(cause) | Undone::Commit(cause)) = self.commit(&[]) {
-                        warn!(%cause, "compaction stopped");
-                        self.trim = false;
-                        self.recover();
-                    }
+            let until = if self.trim { Some(Instant::now()) } else { self.settle_at };
+            if let Some(received) = receive(&mut self.queue, until) {
+                return received;
+            }
+            if self.trim {
+                // A failure leaves the rest for the next compaction: not tried in a circle.
+                if let Err(Undone::Before(cause) | Undone::Commit(cause)) = self.commit(&[]) {
+                    warn!(%cause, "compaction stopped");
+                    self.trim = false;
+                    self.recover();
                 }
             }
         }
+    }
+
+    /// Makes the file quick to open. What was acknowledged is durable without it, so that its failure
+    /// concerns nobody: the next commit leads to another attempt.
+    fn settle(&mut self) {
+        if let Err(failed) = self.disk.settle() {
+            warn!(cause = %cause(failed), "the store's file would be slow to open after a crash");
+            self.recover();
+        }
+        self.settle_at = None;
     }
 
     /// Commits `first` and the writes that wait behind it, and answers them.
@@ -208,6 +227,7 @@ impl Writer {
             txn.abort().map_err(|error| Undone::Before(Arc::new(error)))?;
         } else {
             txn.commit().map_err(|error| Undone::Commit(Arc::new(error)))?;
+            self.settle_at = Some(Instant::now() + self.quiet);
         }
         self.trim = trim;
         self.span.newest = newest;
@@ -237,6 +257,7 @@ impl Writer {
         }
         self.span.oldest = before;
         self.trim = true;
+        self.settle_at = Some(Instant::now() + self.quiet);
         Ok(())
     }
 
@@ -256,7 +277,9 @@ impl Writer {
     }
 
     fn reopen(&mut self) -> Result<(), Cause> {
+        self.settle_at = None;
         let span = open(&self.disk)?;
+        self.settle_at = Some(Instant::now() + self.quiet);
         if span.newest != self.span.newest {
             // A commit that failed had reached the disk. Watches learn it from the log.
             let _ = self.live.send(Arc::new(Published::ReadLog));
@@ -264,6 +287,26 @@ impl Writer {
         self.span = span;
         self.disk.set_newest(span.newest);
         Ok(())
+    }
+}
+
+/// The next command, or that there will be none; nothing if there was none until then.
+fn receive(queue: &mut mpsc::Receiver<Command>, until: Option<Instant>) -> Option<Option<Command>> {
+    struct Unpark(Thread);
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let Some(until) = until else { return Some(queue.blocking_recv()) };
+    // tokio's queue has no wait with an end outside of a runtime.
+    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    loop {
+        if let Poll::Ready(received) = queue.poll_recv(&mut Context::from_waker(&waker)) {
+            return Some(received);
+        }
+        let left = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())?;
+        thread::park_timeout(left);
     }
 }
 

@@ -53,6 +53,11 @@ impl FaultyDisk {
         self.state(|state| state.fired)
     }
 
+    /// How often it was called.
+    pub fn calls(&self) -> u64 {
+        self.state(|state| state.calls)
+    }
+
     /// A sound disk with what this one would have after a power cut now.
     pub fn after_power_cut(&self) -> Self {
         let platter = self.state(|state| {

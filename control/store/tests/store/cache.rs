@@ -310,11 +310,12 @@ async fn what_waits_ends_when_the_cache_stops() {
 async fn the_cache_follows_a_store_whose_disk_fails() {
     let sound = FaultyDisk::sound();
     let same = sound.clone();
-    Redb::open_on(move || Ok(same.clone())).await.expect("a new store").close().await;
+    const QUIET: Duration = Duration::from_secs(3600);
+    Redb::open_on(QUIET, move || Ok(same.clone())).await.expect("a new store").close().await;
     for nth in (0..).step_by(9) {
         let disk = sound.failing(Fault::Call(nth));
         let same = disk.clone();
-        let Ok(store) = Redb::open_on(move || Ok(same.clone())).await else { continue };
+        let Ok(store) = Redb::open_on(QUIET, move || Ok(same.clone())).await else { continue };
         let (cache, _stop) = start(&Arc::new(store)).await;
         let mut watcher = cache.watch("", Revision(0)).await.expect("watch");
         for turn in 0..12 {

@@ -1,7 +1,9 @@
-//! Sweeps: each disk call of some work fails once, or is the moment of a power cut.
+//! Sweeps: each disk call of some work fails once, or is the moment of a power cut. All are made twice: with
+//! ordinary commits only, and with one after each that makes the file quick to open.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::StreamExt;
@@ -84,30 +86,39 @@ async fn check(store: &Redb, known: &BTreeMap<Key, Known>, what: &str) {
 /// A disk with an empty store on it. (Making a store is not swept: its file gets its name when it is whole.)
 async fn formatted() -> FaultyDisk {
     let disk = FaultyDisk::sound();
-    open(&disk).await.expect("a new store").close().await;
+    open(&disk, NEVER).await.expect("a new store").close().await;
     disk
 }
 
-async fn open(disk: &FaultyDisk) -> Result<Redb, Error> {
+/// No test takes as long.
+const NEVER: Duration = Duration::from_secs(3600);
+
+async fn open(disk: &FaultyDisk, quiet: Duration) -> Result<Redb, Error> {
     let disk = disk.clone();
-    Redb::open_on(move || Ok(disk.clone())).await
+    Redb::open_on(quiet, move || Ok(disk.clone())).await
 }
 
 #[tokio::test]
 async fn acknowledged_writes_survive_whichever_disk_call_fails() {
+    for quiet in [NEVER, Duration::ZERO] {
+        fail_each_call(quiet).await;
+    }
+}
+
+async fn fail_each_call(quiet: Duration) {
     let formatted = formatted().await;
     for nth in 0.. {
         let disk = formatted.failing(Fault::Call(nth));
-        let store = match open(&disk).await {
+        let store = match open(&disk, quiet).await {
             Ok(store) => store,
-            Err(_) => open(&disk).await.expect("the second opening"),
+            Err(_) => open(&disk, quiet).await.expect("the second opening"),
         };
         let (known, failed) = work(&store).await;
         assert!(failed <= 1, "call {nth} failed {failed} steps: the engine goes on");
         check(&store, &known, &format!("after call {nth} failed")).await;
         store.close().await;
         let fired = disk.fired();
-        let store = open(&disk.after_power_cut()).await.expect("open again");
+        let store = open(&disk.after_power_cut(), quiet).await.expect("open again");
         check(&store, &known, &format!("reopened after call {nth} failed")).await;
         store.close().await;
         if !fired {
@@ -119,16 +130,22 @@ async fn acknowledged_writes_survive_whichever_disk_call_fails() {
 
 #[tokio::test]
 async fn acknowledged_writes_survive_a_power_cut_at_any_disk_call() {
+    for quiet in [NEVER, Duration::ZERO] {
+        cut_at_each_call(quiet).await;
+    }
+}
+
+async fn cut_at_each_call(quiet: Duration) {
     let formatted = formatted().await;
     for nth in 0.. {
         let disk = formatted.failing(Fault::PowerCut(nth));
         let mut known = BTreeMap::new();
-        if let Ok(store) = open(&disk).await {
+        if let Ok(store) = open(&disk, quiet).await {
             known = work(&store).await.0;
             store.close().await;
         }
         let fired = disk.fired();
-        let store = open(&disk.after_power_cut()).await.expect("open after the power cut");
+        let store = open(&disk.after_power_cut(), quiet).await.expect("open after the power cut");
         check(&store, &known, &format!("power cut at call {nth}")).await;
         let (_, failed) = work_on(&store).await;
         assert_eq!(failed, 0);
@@ -145,4 +162,44 @@ async fn work_on(store: &Redb) -> (Revision, u32) {
         Ok(revision) => (revision, 0),
         Err(_) => (Revision(0), 1),
     }
+}
+
+/// Whether a crash now leaves a file that redb can use without reading it as a whole.
+fn is_quick_to_open(disk: &FaultyDisk) -> bool {
+    let mut builder = redb::Builder::new();
+    builder.set_repair_callback(redb::RepairSession::abort);
+    match builder.create_with_backend(disk.failing(Fault::Never)) {
+        Ok(_) => true,
+        Err(redb::DatabaseError::RepairAborted) => false,
+        Err(other) => panic!("after a crash: {other}"),
+    }
+}
+
+async fn becomes_quick_to_open(disk: &FaultyDisk) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !is_quick_to_open(disk) {
+        assert!(Instant::now() < deadline, "a crash would still have the file read as a whole");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_store_at_rest_opens_at_once_after_a_crash_and_leaves_the_disk_alone() {
+    const QUIET: Duration = Duration::from_millis(100);
+    let busy = FaultyDisk::sound();
+    let store = open(&busy, NEVER).await.expect("a new store");
+    work(&store).await;
+    let disk = busy.failing(Fault::Never);
+    assert!(!is_quick_to_open(&disk), "a busy store does not pay for it");
+    store.close().await;
+
+    // Also if nothing is written after the crash: the next one finds the file in order.
+    let store = open(&disk, QUIET).await.expect("open after the crash");
+    becomes_quick_to_open(&disk).await;
+    assert_eq!(work_on(&store).await.1, 0);
+    becomes_quick_to_open(&disk).await;
+    let calls = disk.calls();
+    tokio::time::sleep(QUIET * 3).await; // not to wait for something: for nothing
+    assert_eq!(disk.calls(), calls);
+    store.close().await;
 }

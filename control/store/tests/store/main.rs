@@ -4,6 +4,7 @@ mod cache;
 mod compaction;
 mod disk;
 mod kill;
+mod latency;
 
 use std::path::PathBuf;
 
