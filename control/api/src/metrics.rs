@@ -1,12 +1,15 @@
-//! What the server counts, in Prometheus' text form.
+//! What the server counts, in the text form that Prometheus reads (OpenMetrics).
 
-use std::collections::BTreeMap;
-use std::fmt::Write as _;
-use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A request's labels.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Labels {
     pub user: String,
     pub verb: String,
@@ -16,58 +19,53 @@ pub struct Labels {
     pub code: u16,
 }
 
-#[derive(Default)]
 pub struct Metrics {
-    requests: Mutex<BTreeMap<Labels, u64>>,
-    watches: AtomicI64,
+    registry: Registry,
+    requests: Family<Labels, Counter>,
+    series: AtomicUsize,
+    watches: Gauge,
+    revision: Gauge,
 }
 
 /// Beyond so many combinations of labels, new ones are counted without user and code.
 const SERIES_MAX: usize = 10_000;
 
-fn escaped(text: &str) -> String {
-    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::default();
+        let (requests, watches, revision) = (Family::default(), Gauge::default(), Gauge::default());
+        // The library writes a counter's name with `_total` behind it.
+        let help = "Requests by user, verb, group, resource, subresource and code";
+        registry.register("apiserver_request", help, Family::clone(&requests));
+        registry.register("apiserver_watches", "Watches that are open", Gauge::clone(&watches));
+        registry.register(
+            "apiserver_store_revision",
+            "The newest revision that reads show",
+            Gauge::clone(&revision),
+        );
+        Self { registry, requests, series: AtomicUsize::new(0), watches, revision }
+    }
 }
 
 impl Metrics {
     pub fn count(&self, labels: Labels) {
-        let mut requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = requests.len() < SERIES_MAX || requests.contains_key(&labels);
-        let labels = if known { labels } else { Labels { user: "other".to_owned(), code: 0, ..labels } };
-        *requests.entry(labels).or_default() += 1;
+        if let Some(known) = self.requests.get(&labels) {
+            known.inc();
+            return;
+        }
+        let fits = self.series.fetch_add(1, Ordering::Relaxed) < SERIES_MAX;
+        let labels = if fits { labels } else { Labels { user: "other".to_owned(), code: 0, ..labels } };
+        self.requests.get_or_create(&labels).inc();
     }
 
     pub fn watches(&self, change: i64) {
-        self.watches.fetch_add(change, Ordering::Relaxed);
+        self.watches.inc_by(change);
     }
 
     pub fn text(&self, revision: u64) -> String {
-        let mut out = String::from(
-            "# HELP apiserver_request_total Requests by user, verb, group, resource, subresource and code.\n\
-             # TYPE apiserver_request_total counter\n",
-        );
-        for (labels, count) in &*self.requests.lock().unwrap_or_else(PoisonError::into_inner) {
-            let Labels { user, verb, group, resource, subresource, code } = labels;
-            let _ = writeln!(
-                out,
-                "apiserver_request_total{{user=\"{}\",verb=\"{}\",group=\"{}\",resource=\"{}\",subresource=\"{}\",code=\"{code}\"}} {count}",
-                escaped(user),
-                escaped(verb),
-                escaped(group),
-                escaped(resource),
-                escaped(subresource),
-            );
-        }
-        let _ = writeln!(
-            out,
-            "# HELP apiserver_longrunning_requests Watches that are open.\n\
-             # TYPE apiserver_longrunning_requests gauge\n\
-             apiserver_longrunning_requests{{verb=\"watch\"}} {}\n\
-             # HELP apiserver_store_revision The newest revision that reads show.\n\
-             # TYPE apiserver_store_revision gauge\n\
-             apiserver_store_revision {revision}",
-            self.watches.load(Ordering::Relaxed)
-        );
-        out
+        self.revision.set(i64::try_from(revision).unwrap_or(i64::MAX));
+        let mut text = String::new();
+        encode(&mut text, &self.registry).expect("writing to a string does not fail");
+        text
     }
 }

@@ -261,7 +261,7 @@ impl Inner {
             "/version" => Ok(json_response(200, self.version().to_string())),
             "/metrics" => {
                 let text = self.metrics.text(self.storage.revision().0);
-                Ok(typed_response(200, "text/plain; version=0.0.4", text))
+                Ok(typed_response(200, "application/openmetrics-text; version=1.0.0; charset=utf-8", text))
             }
             "/api" => Ok(discovery::roots(&self.kinds, request.headers(), true)),
             "/apis" => Ok(discovery::roots(&self.kinds, request.headers(), false)),

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{FromRawFd as _, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
@@ -14,9 +15,12 @@ use wharf_api::{ApiServer, UserInfo};
 use wharf_image::registry::{self, Registry};
 use wharf_kit::identity::{self, ClientAuth};
 use wharf_scheduler::Scheduler;
-use wharf_store::Redb;
+use wharf_store::{Redb, compactor};
 
 use crate::pki::Pki;
+
+/// How long lists go on and watches start from the past: what Kubernetes' clients are used to.
+const HISTORY: Duration = Duration::from_secs(5 * 60);
 
 #[derive(Args)]
 pub struct Options {
@@ -73,7 +77,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let listener =
         TcpListener::bind(options.listen).await.with_context(|| format!("listen on {}", options.listen))?;
     let listeners = [Some(listener), options.listen_fd.map(inherited_listener).transpose()?];
-    let api = start_api(&options, &pki).await?;
+    let api = start_api(&options, &pki, &stop).await?;
     let mut tasks = tokio::task::JoinSet::new();
     for listener in listeners.into_iter().flatten() {
         let (api, stop) = (api.clone(), stop.clone());
@@ -103,7 +107,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn start_api(options: &Options, pki: &Pki) -> anyhow::Result<ApiServer> {
+async fn start_api(options: &Options, pki: &Pki, stop: &CancellationToken) -> anyhow::Result<ApiServer> {
     let mut names: Vec<String> =
         ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc", "127.0.0.1"]
             .map(str::to_owned)
@@ -118,7 +122,8 @@ async fn start_api(options: &Options, pki: &Pki) -> anyhow::Result<ApiServer> {
     })?;
     let admin = pki.pair("admin", "v1", |ca| ca.client("kubernetes-admin", &["system:masters"]))?;
     pki.kubeconfig(&options.root.join("admin.kubeconfig"), &options.public_url, &admin)?;
-    let store = Redb::open(options.root.join("store.redb")).await.context("open the store")?;
+    let store = Arc::new(Redb::open(options.root.join("store.redb")).await.context("open the store")?);
+    tokio::spawn(compactor(store.clone(), HISTORY, stop.clone()));
     let registry = registry::Config::new(options.root.join("registry"));
     let registry = Registry::open(registry).context("open the registry")?.service();
     let registry = ServiceExt::<http::Request<wharf_api::Body>>::map_response(registry, |answer| {
@@ -134,7 +139,7 @@ async fn start_api(options: &Options, pki: &Pki) -> anyhow::Result<ApiServer> {
         extra: vec![("/v2/".to_owned(), wharf_api::Extra::new(registry))],
         ..wharf_api::Config::default()
     };
-    ApiServer::start(config, Arc::new(store)).await.context("start the API server")
+    ApiServer::start(config, store).await.context("start the API server")
 }
 
 async fn start_node(

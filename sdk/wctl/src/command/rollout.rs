@@ -104,7 +104,7 @@ async fn undo(
     ]);
     api.call(
         Method::PATCH,
-        &path,
+        &format!("{path}?fieldManager=wctl-rollout"),
         &[("content-type", "application/json-patch+json")],
         patch.to_string().into_bytes(),
     )

@@ -61,7 +61,7 @@ pub async fn run(options: Options, global: &Global) -> anyhow::Result<()> {
          logs         {}\n\n\
          next:  wctl image push app.wasm app:1     makes registry.wharf/app:1 of a component\n\
          \x20      wctl apply -f FILE|FOLDER --wait   runs what it says\n\
-         \x20      wctl get pods -A                   shows what runs (kubectl and Helm work too)\n\
+         \x20      wctl get pods -A                   shows what runs (as does kubectl)\n\
          \x20      wctl down{}  ends it; `wctl up {name}` goes on with its data",
         ready_after.as_secs_f64(),
         api_after.as_secs_f64(),
