@@ -2,7 +2,9 @@
 //!
 //! That a guest cannot bind an address that is not its pod's is tested where a guest can be made to try: in `runtime/wasm`.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::io::{self, Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -33,6 +35,33 @@ fn times(node: &Node, at: SocketAddr) -> Vec<Duration> {
     took
 }
 
+/// Makes a request, and another when it is answered, until told to stop.
+fn keep_asking(at: SocketAddr, path: &str, stop: &AtomicBool, answered: &AtomicUsize) -> io::Result<()> {
+    while !stop.load(Ordering::Relaxed) {
+        let mut stream = TcpStream::connect(at)?;
+        stream.set_read_timeout(Some(Duration::from_millis(50)))?;
+        write!(stream, "GET {path} HTTP/1.1\r\nhost: pod.test\r\nconnection: close\r\n\r\n")?;
+        let mut answer = Vec::new();
+        loop {
+            match stream.read_to_end(&mut answer) {
+                Ok(_) => {
+                    answered.fetch_add(1, Ordering::Relaxed);
+                    break;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if stop.load(Ordering::Relaxed) {
+                        break; // a request that nobody waits for any more ends
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let answer = String::from_utf8_lossy(&answer);
+        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 200"), "{path}: {answer}");
+    }
+    Ok(())
+}
+
 fn address_of(space: &Space, app: &str) -> SocketAddr {
     let address = eventually("the pod has an address", || {
         space.pods(app).iter().find_map(address).ok_or_else(|| "none".to_owned())
@@ -51,15 +80,18 @@ fn guests_that_loop_or_fill_memory_delay_no_neighbour() {
     let (good, bad) = (address_of(&space, "good"), address_of(&space, "bad"));
     let alone = times(&node, good);
     for path in ["/loop", "/fill?256"] {
+        let (stop, answered) = (AtomicBool::new(false), AtomicUsize::new(0));
         let beside = std::thread::scope(|scope| {
             for _ in 0..4 {
-                let node = node.clone();
-                // They never end, or are refused when they take too much: whatever comes of them.
-                scope.spawn(move || drop(node.within(|| get(bad, path))));
+                scope.spawn(|| node.within(|| keep_asking(bad, path, &stop, &answered)).expect("it asked"));
             }
             std::thread::sleep(Duration::from_millis(300)); // until they run; there is no event for it
-            times(&node, good)
+            let beside = times(&node, good);
+            stop.store(true, Ordering::Relaxed);
+            beside
         });
+        let answered = answered.into_inner();
+        assert_eq!(answered > 0, path != "/loop", "{answered} answers to {path}");
         let at = |times: &[Duration], share: f64| times[(times.len() as f64 * share) as usize];
         println!(
             "{path}: p50 {:?} (alone {:?}), p99 {:?} (alone {:?})",

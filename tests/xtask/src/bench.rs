@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use crate::build::{self, Places};
 use crate::phase::Phases;
-use crate::{Result, command, flag, nothing_more, prepare, value};
+use crate::{Result, flag, nothing_more, prepare, value};
 
 const NAMES: [&str; 1] = ["first-apply"];
 
@@ -23,9 +23,6 @@ pub fn run(arguments: &[String]) -> Result<ExitCode> {
     let (mut phases, places) = (Phases::new(), Places::find()?);
     phases.run("prepare", || prepare::run(&places, true))?;
     build::all(&mut phases, &places)?;
-    phases.run("build the bench", || {
-        command::shown(places.cargo().args(["build", "--locked", "-p", "wharf-tests", "--bin", "bench"]))
-    })?;
     let mut bench = std::process::Command::new(places.target.join("debug/bench"));
     bench.arg(name).current_dir(std::env::current_dir()?);
     if check {
