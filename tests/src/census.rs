@@ -5,12 +5,14 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use crate::presence::Presence;
 use crate::{assets, process};
 
-/// What the machine holds that a cluster could leave behind.
+/// What the machine holds that a cluster could leave behind. While it is there, other tests' clusters wait.
 #[derive(Debug)]
 pub struct Census {
     things: BTreeSet<String>,
+    _alone: Presence,
 }
 
 /// How long a kernel may take to free what nobody holds any more.
@@ -20,34 +22,17 @@ impl Census {
     /// Counts processes, mounts, network namespaces, cgroups, and the host's links, addresses, routes, rules and
     /// firewall.
     pub fn take() -> Self {
-        let mut things = BTreeSet::new();
-        things.extend(processes());
-        things.extend(lines("mount", &fs::read_to_string("/proc/self/mountinfo").unwrap_or_default()));
-        things.extend(network_namespaces());
-        cgroups(Path::new("/sys/fs/cgroup"), &mut things);
-        for command in [
-            "ip -o link show",
-            "ip -o address show",
-            "ip -4 route show table all",
-            "ip -6 route show table all",
-            "ip -4 rule show",
-            "ip -6 rule show",
-            "nft --stateless list ruleset",
-        ] {
-            things.extend(lines(command, &said(command)));
-        }
-        Self { things }
+        let alone = Presence::alone();
+        Self { things: things(), _alone: alone }
     }
 
     /// What is there now and was not then, and what is gone. Empty is how it should be.
     fn differences(&self) -> Vec<String> {
-        let now = Self::take();
-        let more = now.things.difference(&self.things).map(|thing| format!("left: {thing}"));
+        let now = things();
+        let more = now.difference(&self.things).map(|thing| format!("left: {thing}"));
         // Processes and cgroups of others come and go; of the host's network nothing may be missing.
-        let less = self
-            .things
-            .difference(&now.things)
-            .filter(|thing| thing.starts_with("ip ") || thing.starts_with("nft "));
+        let network = |thing: &&String| thing.starts_with("ip ") || thing.starts_with("nft ");
+        let less = self.things.difference(&now).filter(network);
         more.chain(less.map(|thing| format!("gone: {thing}"))).collect()
     }
 
@@ -67,6 +52,26 @@ impl Census {
             std::thread::sleep(Duration::from_millis(100));
         }
     }
+}
+
+fn things() -> BTreeSet<String> {
+    let mut things = BTreeSet::new();
+    things.extend(processes());
+    things.extend(lines("mount", &fs::read_to_string("/proc/self/mountinfo").unwrap_or_default()));
+    things.extend(network_namespaces());
+    cgroups(Path::new("/sys/fs/cgroup"), &mut things);
+    for command in [
+        "ip -o link show",
+        "ip -o address show",
+        "ip -4 route show table all",
+        "ip -6 route show table all",
+        "ip -4 rule show",
+        "ip -6 rule show",
+        "nft --stateless list ruleset",
+    ] {
+        things.extend(lines(command, &said(command)));
+    }
+    things
 }
 
 /// Those that could be a cluster's: our program, or in a namespace or root of their own. (A build or a shell that

@@ -8,15 +8,16 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::{Forward, Node, Said, assets};
+use crate::presence::Presence;
+use crate::{Census, Forward, Node, Said, assets};
 
 /// A cluster of one node without a way out. Dropping it purges it; in a test that failed its logs are shown first.
 pub struct Cluster {
     pub name: String,
     dir: TempDir,
     pushed: OnceLock<()>,
-    /// What `wctl up` said.
-    pub up: String,
+    /// None while a census is taken of it.
+    _presence: Option<Presence>,
 }
 
 impl Cluster {
@@ -26,21 +27,37 @@ impl Cluster {
     /// If `wctl up` fails.
     #[track_caller]
     pub fn up() -> Self {
-        let mut cluster = Self::down();
-        let said = cluster.wctl(&["up", &cluster.name, "--isolated"]);
-        cluster.up = said.ok();
-        cluster
+        Self::down().started()
+    }
+
+    /// Brings one up while nobody else may: to be found in the census.
+    ///
+    /// # Panics
+    /// If `wctl up` fails.
+    #[track_caller]
+    pub fn up_in(_: &Census) -> Self {
+        Self::named(None).started()
+    }
+
+    #[track_caller]
+    fn started(self) -> Self {
+        self.wctl(&["up", &self.name, "--isolated"]).ok();
+        self
     }
 
     /// One that was not brought up yet: its name and its directory.
     pub fn down() -> Self {
+        Self::named(Some(Presence::one_of_many()))
+    }
+
+    fn named(presence: Option<Presence>) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let nth = COUNT.fetch_add(1, Ordering::Relaxed);
         // Short: the paths of its unix sockets may have 107 bytes.
         let dir =
             tempfile::Builder::new().prefix("wh").rand_bytes(4).tempdir_in("/tmp").expect("a directory");
         let name = format!("t{}-{nth}", std::process::id());
-        Self { name, dir, pushed: OnceLock::new(), up: String::new() }
+        Self { name, dir, pushed: OnceLock::new(), _presence: presence }
     }
 
     /// `wctl` for this cluster.

@@ -14,6 +14,7 @@ mod census;
 mod cluster;
 mod http;
 pub mod manifest;
+mod presence;
 mod process;
 mod space;
 mod wait;

@@ -1,5 +1,7 @@
 //! Builds the programs, the guests and the static example, and knows where they are.
 
+mod claim;
+
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
@@ -13,6 +15,8 @@ pub struct Places {
     pub target: PathBuf,
     /// The triple that this machine's programs are built for.
     host: String,
+    /// The target directory is this clone's until it is dropped.
+    _claim: claim::Claim,
 }
 
 impl Places {
@@ -26,7 +30,8 @@ impl Places {
         let version = command::output(Command::new(rustc_name()).arg("-vV"))?;
         let host =
             version.lines().find_map(|line| line.strip_prefix("host: ")).ok_or("rustc names no host")?;
-        Ok(Self { root, target, host: host.to_owned() })
+        let claim = claim::Claim::on(&target, &root)?;
+        Ok(Self { root, target, host: host.to_owned(), _claim: claim })
     }
 
     /// Cargo, in the clone, with this target directory.
