@@ -1,6 +1,6 @@
 //! What a guest does to itself is not felt by others.
 //!
-//! That a guest cannot bind an address that is not its pod's is tested where a guest can be made to try: in `runtime/wasm`.
+//! A guest has no sockets of its own yet, so none can be made to try another pod's address; that test comes with `wasi:sockets`.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
