@@ -365,10 +365,15 @@ pub fn reply(status: u16, body: impl Into<Bytes>) -> Response<Body> {
     Response::builder().status(status).body(body).unwrap()
 }
 
-/// Everything below a directory but directories, as relative paths.
+/// Everything below a directory but directories, as relative paths. What goes away meanwhile is not there.
 pub fn files(dir: &Path) -> Vec<String> {
     fn walk(dir: &Path, root: &Path, found: &mut Vec<String>) {
-        for item in std::fs::read_dir(dir).unwrap() {
+        let gone = |error: &std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
+        let items = match std::fs::read_dir(dir) {
+            Err(error) if dir != root && gone(&error) => return,
+            items => items.unwrap(),
+        };
+        for item in items {
             let item = item.unwrap();
             if item.file_type().unwrap().is_dir() {
                 walk(&item.path(), root, found);
