@@ -1,6 +1,7 @@
 //! What a request asks for: path and query, taken apart once.
 
 use http::{Method, Uri};
+use percent_encoding::percent_decode_str;
 
 use crate::status::{Result, Status};
 
@@ -19,23 +20,10 @@ pub struct ResourcePath {
     pub rest: Vec<String>,
 }
 
-/// Undoes percent-encoding; `None` if it is not UTF-8 or an escape is cut.
+/// Undoes percent-encoding; `None` if it is not UTF-8 or an escape is cut: in Kubernetes no name may hold a `%`.
 fn decode(segment: &str) -> Option<String> {
-    if !segment.contains('%') {
-        return Some(segment.to_owned());
-    }
-    let mut out = Vec::with_capacity(segment.len());
-    let mut bytes = segment.bytes();
-    while let Some(byte) = bytes.next() {
-        if byte == b'%' {
-            let high = (bytes.next()? as char).to_digit(16)?;
-            let low = (bytes.next()? as char).to_digit(16)?;
-            out.push((high * 16 + low) as u8);
-        } else {
-            out.push(byte);
-        }
-    }
-    String::from_utf8(out).ok()
+    let text = percent_decode_str(segment).decode_utf8().ok()?;
+    (!text.contains('%')).then(|| text.into_owned())
 }
 
 impl ResourcePath {

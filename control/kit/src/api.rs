@@ -405,6 +405,14 @@ impl Rest {
     }
 }
 
+/// The path with these pairs as its query.
+pub fn with_query<'a>(path: &str, pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> String {
+    let uri = format!("{path}?");
+    let start = uri.len();
+    let uri = form_urlencoded::Serializer::for_suffix(uri, start).extend_pairs(pairs).finish();
+    uri.strip_suffix('?').map(str::to_owned).unwrap_or(uri)
+}
+
 fn encode(verb: &str, kind: Kind, body: &impl Serialize) -> Result<Vec<u8>, Error> {
     serde_json::to_vec(body).map_err(|cause| Error {
         what: format!("{verb} {}", kind.plural),

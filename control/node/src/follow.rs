@@ -12,6 +12,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
+use wharf_kit::api::with_query;
 use wharf_kit::chain;
 
 /// What happened to the followed objects.
@@ -135,19 +136,15 @@ fn request(path: String) -> Result<Request<Vec<u8>>, Error> {
 /// Everything in the part (in pages as `kubectl` asks for them) and the revision of that answer.
 async fn list(client: &kube::Client, part: &Part) -> Result<(Vec<Bytes>, String), Error> {
     let mut items = Vec::new();
-    let mut next = String::new();
+    let mut next = None::<String>;
     loop {
-        let path = format!(
-            "{}?fieldSelector={}&limit=500&continue={}",
-            part.path,
-            escape(&part.fields),
-            escape(&next)
-        );
-        let path = if next.is_empty() { path.trim_end_matches("&continue=").to_owned() } else { path };
+        let asked = [("fieldSelector", part.fields.as_str()), ("limit", "500")];
+        let path =
+            with_query(&part.path, asked.into_iter().chain(next.as_deref().map(|next| ("continue", next))));
         let list: List = client.request(request(path)?).await?;
         items.extend(list.items.iter().map(|item| Bytes::copy_from_slice(item.get().as_bytes())));
         match list.metadata.r#continue {
-            Some(token) if !token.is_empty() => next = token,
+            Some(token) if !token.is_empty() => next = Some(token),
             _ => return Ok((items, list.metadata.resource_version)),
         }
     }
@@ -160,11 +157,13 @@ async fn watch(
     revision: &mut Option<String>,
     changes: &mpsc::Sender<Change>,
 ) -> Result<(), Error> {
-    let path = format!(
-        "{}?watch=true&allowWatchBookmarks=true&fieldSelector={}&resourceVersion={from}",
-        part.path,
-        escape(&part.fields)
-    );
+    let asked = [
+        ("watch", "true"),
+        ("allowWatchBookmarks", "true"),
+        ("fieldSelector", part.fields.as_str()),
+        ("resourceVersion", from.as_str()),
+    ];
+    let path = with_query(&part.path, asked);
     let mut lines = std::pin::pin!(client.request_stream(request(path)?).await?);
     let mut line = Vec::new();
     let mut seen = false;
@@ -195,16 +194,4 @@ async fn watch(
             changes.send(change).await.map_err(|_| Error::Closed)?;
         }
     }
-}
-
-/// Percent-encodes what may not stand in a query.
-pub fn escape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => out.push(char::from(byte)),
-            _ => out.push_str(&format!("%{byte:02X}")),
-        }
-    }
-    out
 }

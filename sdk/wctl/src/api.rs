@@ -8,6 +8,7 @@ use kube::{Client, Config};
 use serde_json::Value;
 
 use crate::Global;
+use crate::uri::{segment, with_query};
 
 /// A cluster and the namespace to work in.
 #[derive(Clone)]
@@ -65,6 +66,12 @@ impl Api {
 
     pub async fn get(&self, path: &str) -> anyhow::Result<Value> {
         self.call(Method::GET, path, &[], Vec::new()).await
+    }
+
+    /// The list of the pods that have these labels.
+    pub async fn pods(&self, namespace: &str, selector: &str) -> anyhow::Result<Value> {
+        let path = format!("/api/v1/namespaces/{}/pods", segment(namespace));
+        self.get(&with_query(&path, [("labelSelector", selector)])).await
     }
 
     /// One request; the answer is JSON. `headers` are added.

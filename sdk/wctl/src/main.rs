@@ -13,6 +13,7 @@ mod manifest;
 mod output;
 mod resource;
 mod rollout;
+mod uri;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -5,6 +5,7 @@ use kube::core::discovery::v2::APIGroupDiscoveryList;
 use serde_json::Value;
 
 use crate::api::Api;
+use crate::uri::{segment, with_query};
 
 /// A kind of object.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,14 +33,22 @@ impl Resource {
     pub fn path(&self, namespace: Option<&str>) -> String {
         let base = if self.group.is_empty() { "/api".to_owned() } else { format!("/apis/{}", self.group) };
         match namespace.filter(|_| self.namespaced) {
-            Some(namespace) => format!("{base}/{}/namespaces/{namespace}/{}", self.version, self.plural),
+            Some(namespace) => {
+                format!("{base}/{}/namespaces/{}/{}", self.version, segment(namespace), self.plural)
+            }
             None => format!("{base}/{}/{}", self.version, self.plural),
         }
     }
 
+    /// The URL path of the list that has one object alone, which can be watched.
+    pub fn list_of(&self, namespace: &str, name: &str) -> String {
+        let field = format!("metadata.name={name}");
+        with_query(&self.path(Some(namespace)), [("fieldSelector", field.as_str())])
+    }
+
     /// The URL path of one object.
     pub fn object(&self, namespace: &str, name: &str) -> String {
-        format!("{}/{name}", self.path(Some(namespace)))
+        format!("{}/{}", self.path(Some(namespace)), segment(name))
     }
 
     pub fn api_version(&self) -> String {

@@ -10,6 +10,7 @@ use serde_json::Value;
 use crate::api::{Api, refused};
 use crate::output;
 use crate::resource::Resource;
+use crate::uri::{self, with_query};
 
 /// How far an object is.
 #[derive(Debug, PartialEq, Eq)]
@@ -171,8 +172,7 @@ async fn follow(
     mut tell: impl FnMut(&Progress),
 ) -> anyhow::Result<String> {
     loop {
-        let path =
-            format!("{}?watch=true&fieldSelector=metadata.name%3D{name}", resource.path(Some(namespace)));
+        let path = with_query(&resource.list_of(namespace, name), [("watch", "true")]);
         let request = Request::get(path).body(Vec::new())?;
         let mut lines = std::pin::pin!(
             api.client.request_stream(request).await.map_err(crate::api::unreachable)?.lines()
@@ -202,10 +202,7 @@ async fn follow(
 async fn pods_trouble(api: &Api, resource: &Resource, namespace: &str, name: &str) -> Option<String> {
     let object = api.get(&resource.object(namespace, name)).await.ok()?;
     let labels = object["spec"]["selector"]["matchLabels"].as_object()?;
-    let selector: Vec<_> =
-        labels.iter().map(|(key, value)| format!("{key}%3D{}", value.as_str().unwrap_or_default())).collect();
-    let path = format!("/api/v1/namespaces/{namespace}/pods?labelSelector={}", selector.join(","));
-    let pods = api.get(&path).await.ok()?;
+    let pods = api.pods(namespace, &uri::selector(labels)).await.ok()?;
     pods["items"]
         .as_array()?
         .iter()
@@ -224,16 +221,14 @@ pub async fn gone(
     let bar = output::spinner(format!("{label} ends …"));
     let wait = async {
         loop {
-            let list = api
-                .get(&format!("{}?fieldSelector=metadata.name%3D{name}", resource.path(Some(namespace))))
-                .await?;
+            let list = api.get(&resource.list_of(namespace, name)).await?;
             if list["items"].as_array().is_none_or(Vec::is_empty) {
                 return anyhow::Ok(());
             }
             let version = list["metadata"]["resourceVersion"].as_str().unwrap_or_default();
-            let path = format!(
-                "{}?watch=true&resourceVersion={version}&fieldSelector=metadata.name%3D{name}",
-                resource.path(Some(namespace))
+            let path = with_query(
+                &resource.list_of(namespace, name),
+                [("watch", "true"), ("resourceVersion", version)],
             );
             let stream = api
                 .client

@@ -111,17 +111,14 @@ pub(super) fn answer(request: Request<Incoming>, target: Target, given: Vec<u16>
 
 /// The ports of a query string: `ports=80,443` or `ports=80&ports=443`; `port=` as well.
 fn ports(query: &str) -> Result<Vec<u16>, String> {
-    let values = query.split('&').filter_map(|pair| pair.split_once('='));
-    let texts = values
-        .filter(|(key, _)| matches!(*key, "ports" | "port"))
-        .flat_map(|(_, value)| value.split([',', '%']));
+    let pairs = form_urlencoded::parse(query.as_bytes());
     let mut ports = Vec::new();
-    for text in texts {
-        // A comma may come percent-encoded.
-        let text = text.strip_prefix("2C").or_else(|| text.strip_prefix("2c")).unwrap_or(text);
-        match text.parse::<u16>() {
-            Ok(port) if port > 0 => ports.push(port),
-            _ => return Err(format!("{text:?} is no port; give 1 to 65535")),
+    for (_, value) in pairs.filter(|(key, _)| matches!(key.as_ref(), "ports" | "port")) {
+        for text in value.split(',') {
+            match text.parse::<u16>() {
+                Ok(port) if port > 0 => ports.push(port),
+                _ => return Err(format!("{text:?} is no port; give 1 to 65535")),
+            }
         }
     }
     match ports.len() {

@@ -14,7 +14,7 @@ use serde_json::value::RawValue;
 use tracing::{debug, warn};
 
 use super::{Filter, Key, Store, View};
-use crate::api::Kind;
+use crate::api::{Kind, with_query};
 use crate::chain;
 
 /// Objects per page of a list: as client-go's reflector asks.
@@ -208,19 +208,10 @@ impl<T: View> Reflector<T> {
     }
 
     async fn ask(&self, parameters: &[(&str, &str)]) -> Result<Body, Error> {
-        let mut uri = self.path.clone();
         let selectors =
             [("labelSelector", self.filter.labels.as_str()), ("fieldSelector", self.filter.fields.as_str())];
-        let mut mark = '?';
-        for (name, value) in
-            parameters.iter().copied().chain(selectors).filter(|(_, value)| !value.is_empty())
-        {
-            uri.push(mark);
-            uri.push_str(name);
-            uri.push('=');
-            encode(&mut uri, value);
-            mark = '&';
-        }
+        let given = parameters.iter().copied().chain(selectors).filter(|(_, value)| !value.is_empty());
+        let uri = with_query(&self.path, given);
         let request =
             Request::get(uri).header("accept", "application/json").header("accept-encoding", "identity");
         let request =
@@ -241,18 +232,6 @@ impl<T: View> Reflector<T> {
 
 fn refused(status: Status) -> Error {
     if status.code == 410 { Error::Gone } else { Error::Refused(Box::new(status)) }
-}
-
-/// Percent-encodes a query value.
-fn encode(out: &mut String, value: &str) {
-    use std::fmt::Write;
-    for byte in value.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~,/".contains(&byte) {
-            out.push(byte as char);
-        } else {
-            let _ = write!(out, "%{byte:02X}"); // writing to a String cannot fail
-        }
-    }
 }
 
 #[cfg(test)]
@@ -349,7 +328,10 @@ mod tests {
         store.reached(13).await;
         assert_eq!(store.revision(), 13);
         let asked = asked.lock().unwrap();
-        assert_eq!(asked[..2], ["/api/v1/things?limit=500", "/api/v1/things?limit=500&continue=more/%3D%3D"]);
+        assert_eq!(
+            asked[..2],
+            ["/api/v1/things?limit=500", "/api/v1/things?limit=500&continue=more%2F%3D%3D"]
+        );
         assert!(asked[2].contains("watch=true") && asked[2].ends_with("resourceVersion=10"), "{}", asked[2]);
     }
 

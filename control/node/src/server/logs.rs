@@ -43,20 +43,18 @@ impl PartialEq<Stream> for Options {
 impl Options {
     fn parse(query: &str, now: Timestamp) -> Result<Self, String> {
         let mut options = Self::default();
-        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-            let (name, value) = pair.split_once('=').unwrap_or((pair, "true"));
-            let value = decode(value);
+        for (name, value) in form_urlencoded::parse(query.as_bytes()) {
             let number = || {
                 value.parse::<u64>().map_err(|_| {
                     format!("invalid value for \"{name}\": {value:?} is not a number of at least 0")
                 })
             };
-            let flag = || match value.as_str() {
+            let flag = || match value.as_ref() {
                 "" | "true" | "1" => Ok(true),
                 "false" | "0" => Ok(false),
                 _ => Err(format!("invalid value for \"{name}\": {value:?} is neither true nor false")),
             };
-            match name {
+            match name.as_ref() {
                 "follow" => options.follow = flag()?,
                 "previous" => options.previous = flag()?,
                 "timestamps" => options.timestamps = flag()?,
@@ -74,7 +72,7 @@ impl Options {
                         })?)
                 }
                 "stream" => {
-                    options.stream = match value.as_str() {
+                    options.stream = match value.as_ref() {
                         "Stdout" => Some(Stream::Stdout),
                         "Stderr" => Some(Stream::Stderr),
                         _ => None,
@@ -85,25 +83,6 @@ impl Options {
         }
         Ok(options)
     }
-}
-
-/// Undoes percent-encoding; `+` is a blank.
-fn decode(text: &str) -> String {
-    let mut out = Vec::with_capacity(text.len());
-    let mut bytes = text.bytes();
-    while let Some(byte) = bytes.next() {
-        match byte {
-            b'+' => out.push(b' '),
-            b'%' => {
-                let digits = [bytes.next().unwrap_or(b'0'), bytes.next().unwrap_or(b'0')];
-                let code =
-                    std::str::from_utf8(&digits).ok().and_then(|digits| u8::from_str_radix(digits, 16).ok());
-                out.push(code.unwrap_or(b'?'));
-            }
-            byte => out.push(byte),
-        }
-    }
-    String::from_utf8_lossy(&out).into_owned()
 }
 
 pub async fn serve(

@@ -11,6 +11,7 @@ use crate::api::{Api, refused};
 use crate::command::duration;
 use crate::manifest::{self, Manifest};
 use crate::resource::{Resource, Resources, name_of};
+use crate::uri::with_query;
 use crate::{Global, output, rollout};
 
 #[derive(clap::Args)]
@@ -92,13 +93,10 @@ async fn apply(
         Err(error) if refused(&error).is_some_and(|refusal| refusal.code == 404) => None,
         Err(error) => return Err(error),
     };
-    let mut path = format!("{object}?fieldManager={}&fieldValidation=Strict", options.field_manager);
-    if options.force_conflicts {
-        path.push_str("&force=true");
-    }
-    if options.dry_run {
-        path.push_str("&dryRun=All");
-    }
+    let manager = [("fieldManager", options.field_manager.as_str()), ("fieldValidation", "Strict")];
+    let force = options.force_conflicts.then_some(("force", "true"));
+    let dry_run = options.dry_run.then_some(("dryRun", "All"));
+    let path = with_query(&object, manager.into_iter().chain(force).chain(dry_run));
     let headers = [("content-type", "application/apply-patch+yaml")];
     let after = api.call(Method::PATCH, &path, &headers, serde_json::to_vec(&manifest.object)?).await?;
     Ok(match before.map(asked) {

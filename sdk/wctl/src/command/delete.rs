@@ -10,6 +10,7 @@ use serde_json::json;
 use crate::api::{Api, refused};
 use crate::command::duration;
 use crate::resource::{Resource, Resources, name_of, targets};
+use crate::uri::with_query;
 use crate::{Global, manifest, output, rollout};
 
 #[derive(clap::Args)]
@@ -49,17 +50,8 @@ pub async fn run(options: Options, global: &Global) -> anyhow::Result<()> {
             match name {
                 Some(name) => doomed.push((resource, api.namespace.clone(), name)),
                 None if options.all || options.selector.is_some() => {
-                    let selector = options
-                        .selector
-                        .as_ref()
-                        .map(|s| format!("?labelSelector={}", s.replace('=', "%3D")));
-                    let list = api
-                        .get(&format!(
-                            "{}{}",
-                            resource.path(Some(&api.namespace)),
-                            selector.unwrap_or_default()
-                        ))
-                        .await?;
+                    let selector = options.selector.as_deref().map(|text| ("labelSelector", text));
+                    let list = api.get(&with_query(&resource.path(Some(&api.namespace)), selector)).await?;
                     let names =
                         list["items"].as_array().into_iter().flatten().map(|item| name_of(item).to_owned());
                     doomed.extend(names.map(|name| (resource, api.namespace.clone(), name)));

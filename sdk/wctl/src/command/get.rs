@@ -10,6 +10,7 @@ use crate::Global;
 use crate::api::{Api, unreachable};
 use crate::output;
 use crate::resource::{Resource, Resources, name_of, targets};
+use crate::uri::with_query;
 
 #[derive(clap::Args)]
 pub struct Options {
@@ -67,20 +68,9 @@ fn path(api: &Api, resource: &Resource, name: Option<&str>, options: &Options) -
         }
         return Ok(resource.object(&api.namespace, name));
     }
-    let mut query = Vec::new();
-    for (key, value) in [("labelSelector", &options.selector), ("fieldSelector", &options.field_selector)] {
-        query.extend(value.as_ref().map(|value| format!("{key}={}", encode(value))));
-    }
-    let path = resource.path(namespace);
-    Ok(if query.is_empty() { path } else { format!("{path}?{}", query.join("&")) })
-}
-
-/// Percent-encodes what a query string may not hold.
-fn encode(text: &str) -> String {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~/,".contains(&byte);
-    text.bytes()
-        .map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") })
-        .collect()
+    let selectors = [("labelSelector", &options.selector), ("fieldSelector", &options.field_selector)];
+    let given = selectors.into_iter().filter_map(|(key, value)| Some((key, value.as_deref()?)));
+    Ok(with_query(&resource.path(namespace), given))
 }
 
 async fn whole(api: &Api, targets: &[(&Resource, Option<String>)], options: &Options) -> anyhow::Result<()> {
@@ -178,12 +168,11 @@ async fn watch(
     mut layout: Layout,
     options: &Options,
 ) -> anyhow::Result<()> {
-    let mut path = match name {
-        Some(name) => format!("{}?fieldSelector=metadata.name%3D{name}", resource.path(Some(&api.namespace))),
+    let path = match name {
+        Some(name) => resource.list_of(&api.namespace, name),
         None => path(api, resource, None, options)?,
     };
-    let join = if path.contains('?') { '&' } else { '?' };
-    path.push_str(&format!("{join}watch=true&resourceVersion={version}"));
+    let path = with_query(&path, [("watch", "true"), ("resourceVersion", version)]);
     let request = Request::get(path).header("accept", AS_TABLE).body(Vec::new())?;
     let mut lines = std::pin::pin!(api.client.request_stream(request).await.map_err(unreachable)?.lines());
     layout.header = false;

@@ -10,6 +10,7 @@ use crate::Global;
 use crate::api::{Api, unreachable};
 use crate::command::port_forward::pod_of;
 use crate::resource::{Resources, name_of};
+use crate::uri::{segment, with_query};
 
 #[derive(clap::Args)]
 pub struct Options {
@@ -43,12 +44,7 @@ pub async fn run(options: Options, global: &Global) -> anyhow::Result<()> {
     let api = Api::connect(global).await?;
     let pods = match (&options.what, &options.selector) {
         (_, Some(selector)) => {
-            let path = format!(
-                "/api/v1/namespaces/{}/pods?labelSelector={}",
-                api.namespace,
-                selector.replace('=', "%3D")
-            );
-            let list = api.get(&path).await?;
+            let list = api.pods(&api.namespace, selector).await?;
             list["items"].as_array().into_iter().flatten().map(|pod| name_of(pod).to_owned()).collect()
         }
         (Some(what), None) => vec![pod_of(&api, &Resources::discover(&api).await?, what).await?],
@@ -67,15 +63,16 @@ pub async fn run(options: Options, global: &Global) -> anyhow::Result<()> {
 }
 
 async fn print(api: &Api, pod: &str, options: &Options, prefix: Option<&str>) -> anyhow::Result<()> {
-    let mut query = vec![
-        format!("follow={}", options.follow),
-        format!("timestamps={}", options.timestamps),
-        format!("previous={}", options.previous),
+    let asked = [
+        ("follow", Some(options.follow.to_string())),
+        ("timestamps", Some(options.timestamps.to_string())),
+        ("previous", Some(options.previous.to_string())),
+        ("container", options.container.clone()),
+        ("tailLines", options.tail.map(|lines| lines.to_string())),
+        ("sinceSeconds", options.since.map(|since| since.as_secs().max(1).to_string())),
     ];
-    query.extend(options.container.as_ref().map(|container| format!("container={container}")));
-    query.extend(options.tail.map(|lines| format!("tailLines={lines}")));
-    query.extend(options.since.map(|since| format!("sinceSeconds={}", since.as_secs().max(1))));
-    let path = format!("/api/v1/namespaces/{}/pods/{pod}/log?{}", api.namespace, query.join("&"));
+    let path = format!("/api/v1/namespaces/{}/pods/{}/log", segment(&api.namespace), segment(pod));
+    let path = with_query(&path, asked.iter().filter_map(|(key, value)| Some((*key, value.as_deref()?))));
     let request = Request::get(&path).body(Vec::new())?;
     let stream = match api.client.request_stream(request).await {
         Err(kube::Error::Api(status)) => bail!("{}", status.message),

@@ -9,6 +9,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::api::Api;
 use crate::resource::{Resources, name_of};
+use crate::uri;
 use crate::{Global, output};
 
 #[derive(clap::Args)]
@@ -97,11 +98,7 @@ pub async fn pod_of(api: &Api, resources: &Resources, what: &str) -> anyhow::Res
     let labels = selector["matchLabels"].as_object().or_else(|| selector.as_object());
     let labels =
         labels.filter(|labels| !labels.is_empty()).with_context(|| format!("{what} selects no pods"))?;
-    let labels: Vec<_> =
-        labels.iter().map(|(key, value)| format!("{key}%3D{}", value.as_str().unwrap_or_default())).collect();
-    let list = api
-        .get(&format!("/api/v1/namespaces/{}/pods?labelSelector={}", api.namespace, labels.join(",")))
-        .await?;
+    let list = api.pods(&api.namespace, &uri::selector(labels)).await?;
     let mut pods: Vec<&Value> = list["items"].as_array().into_iter().flatten().collect();
     pods.retain(|pod| pod["metadata"]["deletionTimestamp"].is_null());
     pods.sort_by_key(|pod| {
