@@ -9,7 +9,7 @@
 //! | [`deployment`] | Deployments, their ReplicaSets and Pods | ReplicaSets per template, rollouts, history, status |
 //! | [`replicaset`] | ReplicaSets, their Pods | Pods to the wanted number, adoption, status |
 //! | [`garbage`] | every kind that can be owned | deletes what its owners left, foreground and orphan deletion |
-//! | [`namespace`] | Namespaces | empties and finalizes those being deleted |
+//! | [`namespace`] | Namespaces, what goes in them | empties and finalizes those being deleted |
 //! | [`account`] | Namespaces, default ServiceAccounts | a `default` account in each namespace |
 //! | [`root_ca`] | Namespaces, ConfigMaps of that name | `kube-root-ca.crt` in each namespace |
 //! | [`node::lifecycle`] | Nodes, node Leases | Ready=Unknown and taints when a node falls silent |
@@ -23,6 +23,7 @@ pub mod deployment;
 pub mod garbage;
 pub mod namespace;
 pub mod node;
+mod objects;
 pub mod replicaset;
 pub mod root_ca;
 mod status;
@@ -76,6 +77,7 @@ pub(crate) struct Context {
     pub rest: Rest,
     pub recorder: Recorder,
     pub config: Config,
+    pub objects: objects::Objects,
     pub stop: CancellationToken,
 }
 
@@ -102,6 +104,7 @@ pub fn start(client: kube::Client, config: Config, stop: CancellationToken) -> J
         rest: Rest::new(client.clone()),
         recorder: Recorder::start(client, "wharf-controllers", "", stop.clone()),
         config,
+        objects: objects::Objects::default(),
         stop,
     };
     let mut running = JoinSet::new();

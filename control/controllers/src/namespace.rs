@@ -12,97 +12,38 @@ use wharf_kit::reconcile::{Controller, Next, Pass};
 use wharf_kit::view::{Key, Meta, Store, View};
 
 use crate::Context;
+use crate::objects::discover;
 use crate::views::{Namespace, Pod};
 
 /// The finalizer of namespaces that this loop takes away.
 const FINALIZER: &str = "kubernetes";
-/// What has finalizers of its own goes when others say so; until then it is looked at this often, and only
-/// while a namespace is being deleted.
-const LOOK_AGAIN: Duration = Duration::from_millis(500);
+/// What is left of a kind that nobody watches (Events with finalizers) is looked at again after this.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
 pub(crate) async fn run(context: Context) {
     let namespaces = context.hub.view::<Namespace>();
-    let pods = context.hub.view::<Pod>();
-    tokio::join!(namespaces.ready(), pods.ready());
-    let pass = Namespaces { rest: context.rest, namespaces: namespaces.clone(), pods: pods.clone() };
-    let deleting = namespaces.clone();
-    let controller = Controller::new("namespace", pass)
-        .watches(&namespaces, |change| change.new.filter(|one| !one.is_active()).map(|_| change.key.clone()))
-        .watches(&pods, move |change| {
+    namespaces.ready().await;
+    let Some(objects) = context.objects().await else { return };
+    let watched = objects.iter().map(|(kind, _)| *kind).collect();
+    let pass = Namespaces { rest: context.rest.clone(), namespaces: namespaces.clone(), watched };
+    let mut controller = Controller::new("namespace", pass)
+        .watches(&namespaces, |change| change.new.filter(|one| !one.is_active()).map(|_| change.key.clone()));
+    for (_, store) in objects.iter().filter(|(kind, _)| kind.namespaced) {
+        let namespaces = namespaces.clone();
+        controller = controller.watches(store, move |change| {
             let key = Key::cluster(change.key.namespace.clone());
-            let gone = change.new.is_none() && deleting.get(&key).is_some_and(|one| !one.is_active());
+            let gone = change.new.is_none() && namespaces.get(&key).is_some_and(|one| !one.is_active());
             gone.then_some(key)
         });
-    controller.run(context.stop).await;
-}
-
-/// A resource that discovery lists.
-#[derive(Debug, Clone)]
-pub struct Resource {
-    pub kind: Kind,
-    verbs: Vec<String>,
-}
-
-impl Resource {
-    pub fn has(&self, verb: &str) -> bool {
-        self.verbs.iter().any(|one| one == verb)
     }
-}
-
-/// Every resource that the API server serves, in the preferred version of its group.
-pub async fn discover(rest: &Rest) -> Result<Vec<Resource>, api::Error> {
-    #[derive(Deserialize)]
-    struct Groups {
-        groups: Vec<Group>,
-    }
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Group {
-        preferred_version: Option<Version>,
-        versions: Vec<Version>,
-    }
-    #[derive(Deserialize, Clone)]
-    #[serde(rename_all = "camelCase")]
-    struct Version {
-        group_version: String,
-    }
-    #[derive(Deserialize)]
-    struct Listed {
-        resources: Vec<One>,
-    }
-    #[derive(Deserialize)]
-    struct One {
-        name: String,
-        kind: String,
-        namespaced: bool,
-        #[serde(default)]
-        verbs: Vec<String>,
-    }
-    let groups: Groups = rest.at(Method::GET, "/apis".to_owned(), None).await?;
-    let versions = groups.groups.into_iter().filter_map(|group| {
-        group.preferred_version.or(group.versions.first().cloned()).map(|version| version.group_version)
-    });
-    let versions: Vec<String> = std::iter::once("v1".to_owned()).chain(versions).collect();
-    let ask = |version: String| async move {
-        let root = if version.contains('/') { "/apis" } else { "/api" };
-        let listed: Listed = rest.at(Method::GET, format!("{root}/{version}"), None).await?;
-        let resources = listed.resources.into_iter().filter(|one| !one.name.contains('/'));
-        Ok(resources
-            .map(|one| Resource {
-                kind: Kind::discovered(&version, &one.kind, &one.name, one.namespaced),
-                verbs: one.verbs,
-            })
-            .collect::<Vec<_>>())
-    };
-    let found: Result<Vec<_>, api::Error> =
-        join_all(versions.into_iter().map(ask)).await.into_iter().collect();
-    Ok(found?.into_iter().flatten().collect())
+    controller.run(context.stop.clone()).await;
 }
 
 struct Namespaces {
     rest: Rest,
     namespaces: Store<Namespace>,
-    pods: Store<Pod>,
+    /// The kinds of which each object that goes wakes this loop.
+    watched: Vec<Kind>,
 }
 
 impl Pass for Namespaces {
@@ -126,19 +67,25 @@ impl Pass for Namespaces {
             return Ok(Next::Done);
         }
         // Pods first: what they use must outlive them. Each that goes wakes this pass again.
-        if self.empty(&Pod::KIND, &key.name, true).await? > 0 {
-            debug!(pods = self.pods.in_namespace(&key.name).len(), "waits for pods");
-            return Ok(Next::After(LOOK_AGAIN));
+        let pods = self.empty(&Pod::KIND, &key.name, true).await?;
+        if pods > 0 {
+            debug!(pods, "waits for pods");
+            return Ok(Next::Done);
         }
         let resources = discover(&self.rest).await?;
         let emptied = resources
             .iter()
             .filter(|one| one.kind.namespaced && one.has("list") && one.has("delete"))
-            .map(|one| self.empty(&one.kind, &key.name, one.has("deletecollection")));
-        let left: usize = join_all(emptied).await.into_iter().sum::<Result<usize, _>>()?;
-        if left > 0 {
-            debug!(left, "waits for finalizers");
-            return Ok(Next::After(LOOK_AGAIN));
+            .map(|one| async {
+                let left = self.empty(&one.kind, &key.name, one.has("deletecollection")).await?;
+                Ok((one.kind, left))
+            });
+        let mut left = join_all(emptied).await.into_iter().collect::<Result<Vec<_>, api::Error>>()?;
+        left.retain(|(_, count)| *count > 0);
+        if !left.is_empty() {
+            debug!(?left, "waits for finalizers");
+            let told = left.iter().all(|(kind, _)| self.watched.contains(kind));
+            return Ok(if told { Next::Done } else { Next::After(LOOK_AGAIN) });
         }
         self.finalize(&namespace).await?;
         info!(namespace = %key, "emptied");

@@ -12,40 +12,16 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 
 use futures::future::join_all;
-use serde::Deserialize;
 use serde_json::json;
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 use wharf_kit::api::{self, Absent, Delete, Ignored, Kind, Object, PatchKind, Rest};
-use wharf_kit::chain;
 use wharf_kit::reconcile::{Controller, Next, Pass, Remedied, Remedy};
-use wharf_kit::view::{Filter, Key, Meta, OwnerRef, View};
+use wharf_kit::view::{Key, OwnerRef};
 
 use crate::Context;
-use crate::namespace::discover;
 
 pub use graph::{Graph, Node};
 pub use plan::{Action, FOREGROUND, ORPHAN, OwnerState, plan};
-
-/// The metadata of an object of any kind, without what ownership does not need.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct Owned {
-    pub metadata: Meta,
-}
-
-impl View for Owned {
-    /// Never asked for by itself: see [`wharf_kit::view::Hub::view_at`].
-    const KIND: Kind = Kind::core("Object", "objects");
-
-    fn meta(&self) -> &Meta {
-        &self.metadata
-    }
-
-    fn prepare(&mut self) {
-        self.metadata.labels.clear();
-        self.metadata.annotations.clear();
-    }
-}
 
 /// One object among all kinds.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -61,46 +37,24 @@ impl fmt::Display for Ref {
 }
 
 pub(crate) async fn run(context: Context) {
-    // Without discovery nothing can be watched: try until it answers.
-    let mut wait = std::time::Duration::from_millis(100);
-    let kinds = loop {
-        match discover(&context.rest).await {
-            Ok(kinds) => break kinds,
-            Err(error) => warn!(error = chain(&error), "discovery failed"),
-        }
-        tokio::select! {
-            () = context.stop.cancelled() => return,
-            () = tokio::time::sleep(wait) => wait = (wait * 2).min(std::time::Duration::from_secs(10)),
-        }
-    };
-    // Events are owned by nobody and are the most numerous of all; Kubernetes leaves them out too.
-    let kinds: Vec<Kind> = kinds
-        .into_iter()
-        .filter(|one| one.has("list") && one.has("watch") && one.has("delete"))
-        .map(|one| one.kind)
-        .filter(|kind| kind.plural != "events")
-        .collect();
+    let Some(objects) = context.objects().await else { return };
     let graph = Arc::new(Mutex::new(Graph::default()));
-    let by_name = kinds.iter().map(|kind| ((kind.api_version(), kind.kind.to_owned()), *kind)).collect();
+    let by_name =
+        objects.iter().map(|(kind, _)| ((kind.api_version(), kind.kind.to_owned()), *kind)).collect();
     let pass = Garbage { rest: context.rest.clone(), graph: graph.clone(), kinds: by_name };
     let mut controller = Controller::new("garbage", pass).workers(8);
-    let mut stores = Vec::new();
-    for kind in &kinds {
-        let kind = *kind;
-        let store = context.hub.view_at::<Owned>(kind, Filter::default());
-        let graph = graph.clone();
-        controller = controller.watches(&store, move |change| {
+    for (kind, store) in objects {
+        let (kind, graph) = (*kind, graph.clone());
+        controller = controller.watches(store, move |change| {
             let object = Ref { kind, key: change.key.clone() };
             graph
                 .lock()
                 .expect("no holder of this lock panics")
                 .change(object, change.new.map(|new| &new.metadata))
         });
-        stores.push(store);
     }
-    join_all(stores.iter().map(|store| store.ready())).await;
-    info!(kinds = kinds.len(), "collecting garbage");
-    controller.run(context.stop).await;
+    info!(kinds = objects.len(), "collecting garbage");
+    controller.run(context.stop.clone()).await;
 }
 
 /// Why a pass could not finish.

@@ -177,6 +177,25 @@ impl World {
         }
     }
 
+    /// Waits until the object is not there any more.
+    pub async fn gone(&self, kind: Kind, namespace: &str, name: &str) {
+        let look = || async {
+            let found = self.get(kind, namespace, name).await;
+            found.map_or(Ok(()), |object| Err(object.to_string()))
+        };
+        self.wait("gone", look).await;
+    }
+
+    /// Waits until nothing was asked for a second.
+    pub async fn quiet(&self) {
+        let look = || async {
+            let before = self.requests();
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            if self.requests() == before { Ok(()) } else { Err(format!("{before} requests")) }
+        };
+        self.wait("quiet", look).await;
+    }
+
     /// Ends scheduler and controllers, and waits for that.
     pub async fn end(mut self) {
         self.stop.cancel();

@@ -187,15 +187,27 @@ async fn a_namespace_has_its_defaults_and_goes_with_all_that_is_in_it() {
     world.admin.create::<Ignored>(DEPLOYMENTS, "shop", &web).await.unwrap();
     world.rolled_out("shop", "web", 2).await;
     world.admin.delete::<Ignored>(NAMESPACES, &Key::cluster("shop"), &Delete::default()).await.unwrap();
-    world
-        .wait("gone", || async {
-            match world.get(NAMESPACES, "", "shop").await {
-                None => Ok(()),
-                Some(namespace) => Err(namespace.to_string()),
-            }
-        })
-        .await;
+    world.gone(NAMESPACES, "", "shop").await;
     world.none_left("shop", &[DEPLOYMENTS, SETS, PODS, MAPS, ACCOUNTS]).await;
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_namespace_waits_for_finalizers_without_asking() {
+    let world = World::start(LONG).await;
+    let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}});
+    world.admin.create::<Ignored>(NAMESPACES, "", &namespace).await.unwrap();
+    let kept = json!({
+        "apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": {"name": "kept", "finalizers": ["example.com/hold"]},
+    });
+    world.admin.create::<Ignored>(MAPS, "shop", &kept).await.unwrap();
+    world.admin.delete::<Ignored>(NAMESPACES, &Key::cluster("shop"), &Delete::default()).await.unwrap();
+    world.none_left("shop", &[ACCOUNTS]).await;
+    world.quiet().await;
+    assert!(world.get(NAMESPACES, "", "shop").await.is_some(), "what is in it is still there");
+    patch(&world, MAPS, "shop", "kept", json!({"metadata": {"finalizers": null}})).await;
+    world.gone(NAMESPACES, "", "shop").await;
     world.end().await;
 }
 
@@ -308,14 +320,7 @@ async fn an_idle_control_plane_asks_for_nothing() {
     world.add_node("n1", "4").await;
     world.admin.create::<Ignored>(DEPLOYMENTS, "default", &deployment("web", 3, "v1")).await.unwrap();
     world.rolled_out("default", "web", 3).await;
-    // Settled: no request for a while, within the deadline.
-    world
-        .wait("quiet", || async {
-            let before = world.requests();
-            tokio::time::sleep(Duration::from_secs(1)).await;
-            if world.requests() == before { Ok(()) } else { Err(format!("{before} requests")) }
-        })
-        .await;
+    world.quiet().await;
     let before = world.requests();
     tokio::time::sleep(Duration::from_secs(3)).await; // leases are renewed all the while
     assert_eq!(world.requests() - before, 0);
