@@ -137,7 +137,10 @@ impl Shim {
         }
         if wasm {
             match self.wasm()?.stop(&id, grace).await {
-                Ok(_) | Err(wharf_wasm::Error::Unknown { .. } | wharf_wasm::Error::Died) => {}
+                Ok(_)
+                | Err(
+                    wharf_wasm::Error::Refused(wharf_wasm::Failure::Unknown { .. }) | wharf_wasm::Error::Died,
+                ) => {}
                 Err(error) => return Err(error.into()),
             }
         } else {

@@ -1,4 +1,5 @@
 use tonic::{Code, Status};
+use wharf_wasm::Failure;
 
 /// Why the shim did not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -49,7 +50,7 @@ impl Error {
             Self::Deaf { .. } => Code::DeadlineExceeded,
             Self::Busy(_) | Self::Network(wharf_sandbox::Error::Exhausted(_)) => Code::ResourceExhausted,
             Self::Network(wharf_sandbox::Error::NoRange) => Code::Unavailable,
-            Self::Wasm(wharf_wasm::Error::Module { .. } | wharf_wasm::Error::Spec { .. })
+            Self::Wasm(wharf_wasm::Error::Refused(Failure::Module { .. } | Failure::Spec { .. }))
             | Self::Oci(wharf_oci::Error::Invalid(_)) => Code::InvalidArgument,
             Self::Start { .. }
             | Self::Record { .. }

@@ -164,6 +164,19 @@ fn without_root_up_says_so() {
 }
 
 #[test]
+fn a_kernel_without_what_a_cluster_needs_is_told() {
+    let cluster = Cluster::down();
+    // A mount namespace of its own, in which no cgroups are mounted.
+    let mut command = std::process::Command::new("unshare");
+    command.args(["--mount", "sh", "-c", "umount --recursive --lazy /sys/fs/cgroup && exec \"$@\"", "sh"]);
+    command.arg(assets::wctl()).arg("--dir").arg(cluster.dir()).args(["up", &cluster.name, "--isolated"]);
+    let output = command.output().expect("unshare runs");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{errors}");
+    assert!(errors.contains("no cgroups are mounted") && errors.contains("mount them at"), "{errors}");
+}
+
+#[test]
 fn without_a_cluster_commands_say_how_to_get_one() {
     let cluster = Cluster::down();
     cluster.wctl(&["get", "pods"]).fails_with(&["no kubeconfig at", "wctl up"]);

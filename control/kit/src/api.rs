@@ -284,6 +284,8 @@ impl fmt::Debug for Rest {
     }
 }
 
+const JSON: &str = "application/json";
+
 impl Rest {
     pub fn new(client: kube::Client) -> Self {
         Self { client }
@@ -305,8 +307,7 @@ impl Rest {
         namespace: &str,
         body: &impl Serialize,
     ) -> Result<T, Error> {
-        let body = encode("create", kind, body)?;
-        self.send("create", Method::POST, kind.path(namespace), Some(("application/json", body))).await
+        self.write("create", Method::POST, kind, kind.path(namespace), JSON, body).await
     }
 
     /// Posts to a subresource: `binding`, `eviction`, `token`.
@@ -317,9 +318,7 @@ impl Rest {
         subresource: &str,
         body: &impl Serialize,
     ) -> Result<T, Error> {
-        let body = encode("create", kind, body)?;
-        let path = kind.object_path(key, subresource);
-        self.send("create", Method::POST, path, Some(("application/json", body))).await
+        self.write("create", Method::POST, kind, kind.object_path(key, subresource), JSON, body).await
     }
 
     /// Replaces the object, or its subresource if that is not empty.
@@ -330,9 +329,7 @@ impl Rest {
         subresource: &str,
         body: &impl Serialize,
     ) -> Result<T, Error> {
-        let body = encode("replace", kind, body)?;
-        let path = kind.object_path(key, subresource);
-        self.send("replace", Method::PUT, path, Some(("application/json", body))).await
+        self.write("replace", Method::PUT, kind, kind.object_path(key, subresource), JSON, body).await
     }
 
     /// Patches the object, or its subresource if that is not empty. A merge patch with
@@ -345,9 +342,8 @@ impl Rest {
         form: PatchKind,
         body: &impl Serialize,
     ) -> Result<T, Error> {
-        let body = encode("patch", kind, body)?;
         let path = kind.object_path(key, subresource);
-        self.send("patch", Method::PATCH, path, Some((form.content_type(), body))).await
+        self.write("patch", Method::PATCH, kind, path, form.content_type(), body).await
     }
 
     /// Server-side apply by `manager`, taking over what others own if `force`.
@@ -360,9 +356,9 @@ impl Rest {
         force: bool,
         body: &impl Serialize,
     ) -> Result<T, Error> {
-        let body = encode("apply", kind, body)?;
-        let path = format!("{}?fieldManager={manager}&force={force}", kind.object_path(key, subresource));
-        self.send("apply", Method::PATCH, path, Some(("application/apply-patch+yaml", body))).await
+        let asked = [("fieldManager", manager), ("force", if force { "true" } else { "false" })];
+        let path = with_query(&kind.object_path(key, subresource), asked);
+        self.write("apply", Method::PATCH, kind, path, "application/apply-patch+yaml", body).await
     }
 
     pub async fn delete<T: DeserializeOwned>(&self, kind: Kind, key: &Key, how: &Delete) -> Result<T, Error> {
@@ -372,7 +368,7 @@ impl Rest {
     /// As [`Rest::delete`] for a path made with [`collection`].
     pub async fn delete_at<T: DeserializeOwned>(&self, path: String, how: &Delete) -> Result<T, Error> {
         let body = how.body().to_string().into_bytes();
-        self.send("delete", Method::DELETE, path, Some(("application/json", body))).await
+        self.send("delete", Method::DELETE, path, Some((JSON, body))).await
     }
 
     /// One request by its path and query: what discovery and unknown kinds need.
@@ -383,6 +379,22 @@ impl Rest {
         body: Option<(&'static str, Vec<u8>)>,
     ) -> Result<T, Error> {
         self.send("ask", method, path, body).await
+    }
+
+    async fn write<T: DeserializeOwned>(
+        &self,
+        verb: &'static str,
+        method: Method,
+        kind: Kind,
+        path: String,
+        content_type: &'static str,
+        body: &impl Serialize,
+    ) -> Result<T, Error> {
+        let body = serde_json::to_vec(body).map_err(|cause| Error {
+            what: format!("{verb} {}", kind.plural),
+            cause: kube::Error::SerdeError(cause),
+        })?;
+        self.send(verb, method, path, Some((content_type, body))).await
     }
 
     async fn send<T: DeserializeOwned>(
@@ -411,13 +423,6 @@ pub fn with_query<'a>(path: &str, pairs: impl IntoIterator<Item = (&'a str, &'a 
     let start = uri.len();
     let uri = form_urlencoded::Serializer::for_suffix(uri, start).extend_pairs(pairs).finish();
     uri.strip_suffix('?').map(str::to_owned).unwrap_or(uri)
-}
-
-fn encode(verb: &str, kind: Kind, body: &impl Serialize) -> Result<Vec<u8>, Error> {
-    serde_json::to_vec(body).map_err(|cause| Error {
-        what: format!("{verb} {}", kind.plural),
-        cause: kube::Error::SerdeError(cause),
-    })
 }
 
 /// `pods/shop/cart-1` for `/api/v1/namespaces/shop/pods/cart-1`: how messages name an object.

@@ -278,6 +278,12 @@ fn blob_count(dir: &std::path::Path) -> usize {
     std::fs::read_dir(dir.join("blobs/sha256")).unwrap().count()
 }
 
+/// As a registry that starts again finds it, while this one goes on.
+fn copy(from: &std::path::Path, to: &std::path::Path) {
+    let copied = std::process::Command::new("cp").arg("-a").arg(from.join(".")).arg(to).status().unwrap();
+    assert!(copied.success());
+}
+
 #[tokio::test]
 async fn garbage_goes_after_its_grace_and_nothing_else_does() {
     let dir = tempfile::tempdir().unwrap();
@@ -292,13 +298,7 @@ async fn garbage_goes_after_its_grace_and_nothing_else_does() {
     server.push_blob("app", b"nobody refers to it").await;
     let begun = send(&server, Method::POST, "/v2/app/blobs/uploads/", &[], "").await;
     assert_eq!(begun.status(), StatusCode::ACCEPTED);
-    let copied = std::process::Command::new("cp")
-        .arg("-a")
-        .arg(format!("{}/.", server.dir.path().display()))
-        .arg(dir.path())
-        .status()
-        .unwrap();
-    assert!(copied.success());
+    copy(server.dir.path(), dir.path());
     let before = blob_count(dir.path());
 
     drop(Registry::open(config(3600)).unwrap());
@@ -327,13 +327,7 @@ async fn an_upload_goes_on_after_a_restart() {
     let location = header(&begun, "location");
     send(&server, Method::PATCH, &location, &[], "first ").await;
     let dir = tempfile::tempdir().unwrap();
-    let copied = std::process::Command::new("cp")
-        .arg("-a")
-        .arg(format!("{}/.", server.dir.path().display()))
-        .arg(dir.path())
-        .status()
-        .unwrap();
-    assert!(copied.success());
+    copy(server.dir.path(), dir.path());
     let mut service = Registry::open(Config::new(dir.path())).unwrap().service();
     let digest = Digest::of(b"first second");
     let body = http_body_util::Full::new(bytes::Bytes::from("second"));

@@ -21,28 +21,15 @@ type Notices = wharf_link::Events<Notice>;
 /// Why the wasm host did not do what was asked. Users of the crate write `wharf_wasm::Error`.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// No container has this id, or the host that had it died.
-    #[error("no container {id}")]
-    Unknown { id: String },
-    #[error("a container {id} exists already")]
-    Exists { id: String },
-    /// The module cannot be run, whoever asks: malformed, not a component, imports that the host does not have.
-    #[error("{why}")]
-    Module { why: String },
-    /// The container cannot be run as specified: no such directory, address in use.
-    #[error("{why}")]
-    Spec { why: String },
-    /// It ran before; a container starts once.
-    #[error("{id} cannot be started: it has exited")]
-    Exited { id: String },
+    /// The host's own answer. Also for a container whose host died: nothing knows it any more.
+    #[error(transparent)]
+    Refused(#[from] Failure),
     /// The host process could not be started.
     #[error("the wasm host did not start: {why}")]
     Start { why: String },
     /// The host died while it was asked. Its containers are reported as exited; a later call starts a new one.
     #[error("the wasm host died")]
     Died,
-    #[error("the wasm host failed: {why}")]
-    Internal { why: String },
     #[error("connection to the wasm host")]
     Link(#[source] wharf_link::Error),
 }
@@ -51,25 +38,14 @@ impl Error {
     /// Whether asking again may help, with nothing else changed.
     pub fn is_passing(&self) -> bool {
         match self {
-            Self::Start { .. } | Self::Died | Self::Internal { .. } | Self::Link(_) => true,
-            Self::Unknown { .. }
-            | Self::Exists { .. }
-            | Self::Module { .. }
-            | Self::Spec { .. }
-            | Self::Exited { .. } => false,
-        }
-    }
-}
-
-impl From<Failure> for Error {
-    fn from(failure: Failure) -> Self {
-        match failure {
-            Failure::Unknown { id } => Self::Unknown { id },
-            Failure::Exists { id } => Self::Exists { id },
-            Failure::Module { why } => Self::Module { why },
-            Failure::Spec { why } => Self::Spec { why },
-            Failure::Exited { id } => Self::Exited { id },
-            Failure::Internal { why } => Self::Internal { why },
+            Self::Start { .. } | Self::Died | Self::Link(_) | Self::Refused(Failure::Internal { .. }) => true,
+            Self::Refused(
+                Failure::Unknown { .. }
+                | Failure::Exists { .. }
+                | Failure::Module { .. }
+                | Failure::Spec { .. }
+                | Failure::Exited { .. },
+            ) => false,
         }
     }
 }
@@ -238,13 +214,13 @@ async fn call(link: &Link, request: Request) -> Result<Reply, Error> {
             reply => Ok(reply),
         },
         Err(wharf_link::Error::Closed) => Err(Error::Died),
-        Err(wharf_link::Error::Remote(why)) => Err(Error::Internal { why }),
+        Err(wharf_link::Error::Remote(why)) => Err(Error::Refused(Failure::Internal { why })),
         Err(cause) => Err(Error::Link(cause)),
     }
 }
 
 fn unexpected(reply: &Reply) -> Error {
-    Error::Internal { why: format!("unexpected answer {reply:?}") }
+    Error::Refused(Failure::Internal { why: format!("unexpected answer {reply:?}") })
 }
 
 fn done(reply: Reply) -> Result<(), Error> {
@@ -259,7 +235,7 @@ async fn list(link: &Link) -> Result<Vec<Listed>, Error> {
     loop {
         let after = all.last().map(|listed| listed.status.id.clone());
         let Reply::List(page) = call(link, Request::List { after }).await? else {
-            return Err(Error::Internal { why: "not a list".to_owned() });
+            return Err(Error::Refused(Failure::Internal { why: "not a list".to_owned() }));
         };
         let last = page.len() < LIST_PAGE;
         all.extend(page);
@@ -287,7 +263,7 @@ impl Host {
         let id = id.to_owned();
         match self.inner.with(|connection| connection.link.clone()) {
             Some(link) => call(&link, request(id)).await,
-            None => Err(Error::Unknown { id }),
+            None => Err(Error::Refused(Failure::Unknown { id })),
         }
     }
 
@@ -340,7 +316,7 @@ impl Host {
     pub async fn remove(&self, id: &str) -> Result<(), Error> {
         self.inner.with(|connection| connection.alive.remove(id));
         match self.ask(id, |id| Request::Remove { id }).await {
-            Err(Error::Unknown { .. }) => Ok(()),
+            Err(Error::Refused(Failure::Unknown { .. })) => Ok(()),
             other => done(other?),
         }
     }

@@ -28,3 +28,4 @@ mod protocol;
 pub use client::{Error, Events, Host};
 pub use launch::{Config, Limits};
 pub use model::{ContainerSpec, CpuQuota, Event, Exit, Kind, Mount, Reason, State, Stats, Status};
+pub use protocol::Failure;

@@ -84,15 +84,16 @@ pub enum Failure {
     Unknown { id: String },
     #[error("a container {id} exists already")]
     Exists { id: String },
-    /// The module cannot be run, whoever asks: malformed, another kind, imports that this host does not have.
+    /// The module cannot be run, whoever asks: malformed, not a component, imports that the host does not have.
     #[error("{why}")]
     Module { why: String },
-    /// The container cannot be run as it is specified.
+    /// The container cannot be run as specified: no such directory, address in use.
     #[error("{why}")]
     Spec { why: String },
+    /// It ran before; a container starts once.
     #[error("{id} cannot be started: it has exited")]
     Exited { id: String },
-    #[error("{why}")]
+    #[error("the wasm host failed: {why}")]
     Internal { why: String },
 }
 

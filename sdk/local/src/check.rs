@@ -1,12 +1,9 @@
 //! What a machine must have before a cluster is started on it.
 
-use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::error::Error;
-
-const NAMESPACES: [&str; 5] = ["net", "ipc", "uts", "pid", "mnt"];
 
 /// Checks the machine.
 ///
@@ -16,107 +13,99 @@ pub fn machine() -> Result<(), Error> {
     if !nix::unistd::geteuid().is_root() {
         return Err(Error::NotRoot);
     }
-    judge(&Kernel::read())
+    kernel(Path::new("/"), |module| {
+        let asked = std::process::Command::new("modprobe").arg("--quiet").arg(module).status();
+        asked.is_ok_and(|status| status.success())
+    })
 }
 
-/// What is known of a kernel.
-struct Kernel {
-    namespaces: BTreeSet<&'static str>,
-    cgroups: bool,
-    overlay: bool,
-    /// `None` where the machine has no list of modules, so that a module not seen may still be compiled in.
-    bridge: Option<bool>,
-    veth: Option<bool>,
-}
-
-impl Kernel {
-    fn read() -> Self {
-        let namespaces = NAMESPACES.into_iter().filter(|kind| Path::new("/proc/self/ns").join(kind).exists());
-        let filesystems = fs::read_to_string("/proc/filesystems").unwrap_or_default();
-        let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-        let device = |module: &str| {
-            let there = Path::new("/sys/module").join(module).exists() || loads(module);
-            (there || built_in().exists()).then_some(there)
-        };
-        Self {
-            namespaces: namespaces.collect(),
-            cgroups: mounts
-                .lines()
-                .any(|line| line.split(' ').nth(2).is_some_and(|t| t.starts_with("cgroup"))),
-            overlay: filesystems.split_whitespace().any(|word| word == "overlay") || loads("overlay"),
-            bridge: device("bridge"),
-            veth: device("veth"),
-        }
-    }
-}
-
-/// Names the first thing that is missing.
-fn judge(kernel: &Kernel) -> Result<(), Error> {
+/// Checks the kernel by its files below `root`. `load` asks for a module, and tells whether it is there now.
+fn kernel(root: &Path, load: impl Fn(&str) -> bool) -> Result<(), Error> {
     let missing =
         |what: &str, remedy: &str| Err(Error::Kernel { missing: what.to_owned(), remedy: remedy.to_owned() });
-    if let Some(kind) = NAMESPACES.iter().find(|kind| !kernel.namespaces.contains(*kind)) {
-        return missing(&format!("no {kind} namespaces"), "use a kernel with CONFIG_NAMESPACES");
+    let read = |path: &str| fs::read_to_string(root.join(path)).unwrap_or_default();
+    let release = read("proc/sys/kernel/osrelease");
+    // Empty on a machine without module information, which is taken at its word.
+    let built_in = read(&format!("lib/modules/{}/modules.builtin", release.trim()));
+    let has = |module: &str| built_in.contains(&format!("/{module}.ko")) || load(module);
+
+    for kind in ["net", "ipc", "uts", "pid", "mnt"] {
+        if fs::symlink_metadata(root.join("proc/self/ns").join(kind)).is_err() {
+            return missing(&format!("no {kind} namespaces"), "use a kernel with CONFIG_NAMESPACES");
+        }
     }
-    if !kernel.overlay {
+    if !read("proc/filesystems").split_whitespace().any(|word| word == "overlay") && !has("overlay") {
         return missing("no overlayfs", "run `modprobe overlay`");
     }
-    if !kernel.cgroups {
+    let mounts = read("proc/self/mounts");
+    if !mounts.lines().any(|line| line.split(' ').nth(2).is_some_and(|kind| kind.starts_with("cgroup"))) {
         return missing("no cgroups are mounted", "mount them at /sys/fs/cgroup, as systemd does");
     }
-    for (module, there) in [("bridge", kernel.bridge), ("veth", kernel.veth)] {
-        if there == Some(false) {
+    for module in ["bridge", "veth"] {
+        // Compiled in or loaded, the kernel lists it.
+        if !root.join("sys/module").join(module).exists() && !has(module) && !built_in.is_empty() {
             return missing(&format!("no {module} device"), &format!("run `modprobe {module}`"));
         }
     }
     Ok(())
 }
 
-fn built_in() -> PathBuf {
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    Path::new("/lib/modules").join(release.trim()).join("modules.builtin")
-}
-
-/// Asks for a kernel module, and tells whether it is there now or built in.
-fn loads(module: &str) -> bool {
-    if fs::read_to_string(built_in()).is_ok_and(|list| list.contains(&format!("/{module}.ko"))) {
-        return true;
-    }
-    let asked = std::process::Command::new("modprobe").arg("--quiet").arg(module).status();
-    asked.is_ok_and(|status| status.success())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn whole() -> Kernel {
-        let namespaces = NAMESPACES.into_iter().collect();
-        Kernel { namespaces, cgroups: true, overlay: true, bridge: Some(true), veth: None }
+    /// The files of a kernel that has everything, overlay and bridge compiled in and veth loaded.
+    const FILES: [(&str, &str); 9] = [
+        ("proc/sys/kernel/osrelease", "6.1.0\n"),
+        ("proc/self/ns/net", ""),
+        ("proc/self/ns/ipc", ""),
+        ("proc/self/ns/uts", ""),
+        ("proc/self/ns/pid", ""),
+        ("proc/self/ns/mnt", ""),
+        ("proc/self/mounts", "/dev/vda / ext4 rw 0 0\ncgroup2 /sys/fs/cgroup cgroup2 rw 0 0\n"),
+        (
+            "lib/modules/6.1.0/modules.builtin",
+            "kernel/fs/overlayfs/overlay.ko\nkernel/net/bridge/bridge.ko\n",
+        ),
+        ("sys/module/veth", ""),
+    ];
+
+    /// What is said of a kernel in which one of the files has other words (none: it is not there).
+    fn said(changed: &str, words: Option<&str>) -> Result<(), String> {
+        let root = tempfile::tempdir().expect("a directory");
+        for (path, text) in FILES {
+            let text = if path == changed { words } else { Some(text) };
+            let Some(text) = text else { continue };
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().expect("a file is in a directory")).expect("a directory");
+            fs::write(path, text).expect("a file");
+        }
+        kernel(root.path(), |_| false).map_err(|error| error.to_string())
     }
 
     #[test]
     fn what_is_missing_is_named_with_what_to_do() {
-        assert!(judge(&whole()).is_ok());
-        let few = NAMESPACES.into_iter().filter(|kind| *kind != "pid").collect();
-        let cases = [
-            (Kernel { namespaces: few, ..whole() }, ["no pid namespaces", "CONFIG_NAMESPACES"]),
-            (Kernel { overlay: false, ..whole() }, ["no overlayfs", "modprobe overlay"]),
-            (Kernel { cgroups: false, ..whole() }, ["no cgroups are mounted", "/sys/fs/cgroup"]),
-            (Kernel { bridge: Some(false), ..whole() }, ["no bridge device", "modprobe bridge"]),
-            (Kernel { veth: Some(false), ..whole() }, ["no veth device", "modprobe veth"]),
-        ];
-        for (kernel, words) in cases {
-            let said = judge(&kernel).expect_err("something is missing").to_string();
-            assert!(
-                said.starts_with("this kernel cannot run a cluster")
-                    && words.iter().all(|w| said.contains(w)),
-                "{said}"
-            );
+        assert_eq!(said("", None), Ok(()));
+        let modules = "lib/modules/6.1.0/modules.builtin";
+        assert!(
+            said(modules, None).is_err_and(|words| words.contains("overlay")),
+            "nothing else tells of it"
+        );
+        for (path, words, parts) in [
+            ("proc/self/ns/pid", None, ["no pid namespaces", "CONFIG_NAMESPACES"]),
+            (modules, Some("kernel/net/bridge/bridge.ko"), ["no overlayfs", "modprobe overlay"]),
+            (
+                "proc/self/mounts",
+                Some("/dev/vda / ext4 rw 0 0"),
+                ["no cgroups are mounted", "/sys/fs/cgroup"],
+            ),
+            (modules, Some("kernel/fs/overlay.ko"), ["no bridge device", "modprobe bridge"]),
+            ("sys/module/veth", None, ["no veth device", "modprobe veth"]),
+        ] {
+            let said = said(path, words).expect_err("something is missing");
+            let (what, remedy) = (parts[0], parts[1]);
+            assert_eq!(said.split(&[':', ';'][..]).nth(1).map(str::trim), Some(what), "{said}");
+            assert!(said.contains(remedy), "{said}");
         }
-    }
-
-    #[test]
-    fn this_machine_which_runs_the_tests_lacks_nothing() {
-        judge(&Kernel::read()).expect("the kernel is whole");
     }
 }

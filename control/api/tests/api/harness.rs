@@ -53,17 +53,17 @@ impl Harness {
         Self { server, ca, address, stop, serving: Some(serving), _dir: dir }
     }
 
+    fn config(&self) -> kube::Config {
+        let mut config = kube::Config::new(format!("https://{}", self.address).parse().unwrap());
+        let roots = wharf_kit::identity::certificates(self.ca.cert_pem()).unwrap();
+        config.root_cert = Some(roots.iter().map(|root| root.to_vec()).collect());
+        config
+    }
+
     /// A stock client with a client certificate.
     pub fn client(&self, user: &str, groups: &[&str]) -> kube::Client {
         let pair = self.ca.client(user, groups).unwrap();
-        let mut config = kube::Config::new(format!("https://{}", self.address).parse().unwrap());
-        config.root_cert = Some(
-            wharf_kit::identity::certificates(self.ca.cert_pem())
-                .unwrap()
-                .iter()
-                .map(|c| c.to_vec())
-                .collect(),
-        );
+        let mut config = self.config();
         use base64::Engine as _;
         let base64 = |text: &str| base64::engine::general_purpose::STANDARD.encode(text);
         config.auth_info.client_certificate_data = Some(base64(&pair.cert_pem));
@@ -77,15 +77,7 @@ impl Harness {
 
     /// Without a certificate.
     pub fn anonymous(&self) -> kube::Client {
-        let mut config = kube::Config::new(format!("https://{}", self.address).parse().unwrap());
-        config.root_cert = Some(
-            wharf_kit::identity::certificates(self.ca.cert_pem())
-                .unwrap()
-                .iter()
-                .map(|c| c.to_vec())
-                .collect(),
-        );
-        kube::Client::try_from(config).unwrap()
+        kube::Client::try_from(self.config()).unwrap()
     }
 
     /// In this process.

@@ -85,7 +85,7 @@ async fn a_compiler_at_its_limit_is_an_error_of_the_module() {
     let (host, _events) = wharf_wasm::Host::start(config.config.clone()).await.expect("a host");
     let module = guest_path("guest-http");
     let refused = host.precompile(&module, &digest(&module)).await.expect_err("too little memory");
-    assert!(matches!(&refused, wharf_wasm::Error::Module { .. }), "{refused}");
+    assert!(matches!(&refused, wharf_wasm::Error::Refused(wharf_wasm::Failure::Module { .. })), "{refused}");
     let pid = host.pid().await.expect("the host is well");
     host.shutdown().await.expect("shut down");
     crate::support::eventually("it is gone", async || !crate::support::alive(pid)).await;

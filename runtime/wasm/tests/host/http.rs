@@ -6,7 +6,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
-use wharf_wasm::{Error, Event, Mount, Reason, State};
+use wharf_wasm::{Error, Event, Failure, Mount, Reason, State};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_component_answers_http_as_its_environment_and_volumes_say() {
@@ -44,7 +44,7 @@ async fn the_port_is_that_of_the_environment_before_that_of_the_pod() {
     taken.port = Some(wanted.port());
     harness.host.create(taken).await.expect("created");
     let refused = harness.host.start_container("taken").await.expect_err("the port is taken");
-    assert!(matches!(&refused, Error::Spec { why } if why.contains("in use")), "{refused}");
+    assert!(matches!(&refused, Error::Refused(Failure::Spec { why }) if why.contains("in use")), "{refused}");
     harness.end().await;
 }
 
@@ -167,7 +167,10 @@ async fn a_stop_lets_requests_finish_and_takes_no_new_ones() {
     assert_eq!(harness.exit_of("stops").await, exit);
     let again = harness.host.stop("stops", Duration::ZERO).await.expect("stopped before");
     assert_eq!(again, exit);
-    assert!(matches!(harness.host.start_container("stops").await, Err(Error::Exited { .. })));
+    assert!(matches!(
+        harness.host.start_container("stops").await,
+        Err(Error::Refused(Failure::Exited { .. }))
+    ));
 
     let at = harness.serve(harness.spec("deaf", "guest-http")).await;
     let stuck = tokio::spawn(request(at, "GET", "/loop", ""));
@@ -177,7 +180,7 @@ async fn a_stop_lets_requests_finish_and_takes_no_new_ones() {
     assert_eq!((exit.code, exit.reason), (137, Reason::Error));
     let _ = stuck.await;
     harness.host.remove("deaf").await.expect("removed");
-    assert!(matches!(harness.host.status("deaf").await, Err(Error::Unknown { .. })));
+    assert!(matches!(harness.host.status("deaf").await, Err(Error::Refused(Failure::Unknown { .. }))));
     harness.host.remove("deaf").await.expect("not there: no error");
     harness.end().await;
 }
@@ -228,14 +231,20 @@ async fn what_cannot_run_is_refused_in_clear_words() {
     for (name, bytes, words) in cases {
         let path = write(name, bytes);
         match harness.host.precompile(&path, &digest(&path)).await {
-            Err(Error::Module { why }) => assert!(why.contains(words), "{name}: {why}"),
+            Err(Error::Refused(Failure::Module { why })) => assert!(why.contains(words), "{name}: {why}"),
             other => panic!("{name}: {other:?}"),
         }
     }
     let path = write("other", &component);
     let wrong = format!("sha256:{}", "0".repeat(64));
-    assert!(matches!(harness.host.precompile(&path, &wrong).await, Err(Error::Spec { .. })));
-    assert!(matches!(harness.host.precompile(&path, "latest").await, Err(Error::Spec { .. })));
+    assert!(matches!(
+        harness.host.precompile(&path, &wrong).await,
+        Err(Error::Refused(Failure::Spec { .. }))
+    ));
+    assert!(matches!(
+        harness.host.precompile(&path, "latest").await,
+        Err(Error::Refused(Failure::Spec { .. }))
+    ));
     harness.end().await;
 }
 

@@ -59,7 +59,10 @@ async fn the_death_of_the_host_is_told_and_a_new_one_takes_over() {
     assert_eq!((exit.code, exit.reason), (137, Reason::Error));
     assert!(exit.message.contains("host process died"), "{}", exit.message);
     harness.no_event().await; // the other had ended before
-    assert!(matches!(harness.host.stats("lost").await, Err(wharf_wasm::Error::Unknown { .. })));
+    assert!(matches!(
+        harness.host.stats("lost").await,
+        Err(wharf_wasm::Error::Refused(wharf_wasm::Failure::Unknown { .. }))
+    ));
     assert_eq!(harness.host.list().await.expect("list"), []);
     eventually("it was reaped", async || !std::path::Path::new(&format!("/proc/{first}")).exists()).await;
 
