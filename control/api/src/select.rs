@@ -24,9 +24,8 @@ impl Selection {
         let labels = match query.text("labelSelector") {
             None => None,
             Some(text) => {
-                let parsed: LabelSelector = text
-                    .parse()
-                    .map_err(|error| Status::bad_request(format!("unable to parse requirement: {error}")))?;
+                let parsed: LabelSelector =
+                    text.parse().map_err(|error| Status::bad_request(format!("{error}")))?;
                 (!parsed.is_everything()).then_some(parsed)
             }
         };
