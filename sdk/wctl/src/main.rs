@@ -8,6 +8,7 @@
 
 mod api;
 mod command;
+mod events;
 mod image;
 mod manifest;
 mod output;
@@ -21,8 +22,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use command::{
-    apply, delete, down, get, image as image_command, logs, port_forward, rollout as rollout_command, scale,
-    status, up, version,
+    apply, delete, describe, diff, down, edit, events as events_command, explain, get,
+    image as image_command, logs, port_forward, rollout as rollout_command, scale, status, up, version, wait,
 };
 
 /// Run wasm microservices and OCI containers on one cluster.
@@ -65,8 +66,20 @@ enum Command {
     Status(status::Options),
     /// Create or change objects as files say
     Apply(apply::Options),
+    /// Show what an apply would change
+    Diff(diff::Options),
+    /// Change an object in an editor
+    Edit(edit::Options),
     /// Show objects
     Get(get::Options),
+    /// Tell an object to people, with its events
+    Describe(describe::Options),
+    /// Tell what the fields of a type are for
+    Explain(explain::Options),
+    /// Show what happened
+    Events(events_command::Options),
+    /// Wait until objects are as asked
+    Wait(wait::Options),
     /// Delete objects
     Delete(delete::Options),
     /// Print what a container logged
@@ -94,18 +107,24 @@ fn main() -> ExitCode {
     // A read of standard input may still block a thread.
     runtime.shutdown_background();
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => output::fail(&error),
     }
 }
 
-async fn run(arguments: Arguments) -> anyhow::Result<()> {
+async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let global = arguments.global;
-    match arguments.command {
+    let done = match arguments.command {
+        Command::Diff(options) => return Ok(diff::run(options, &global).await),
         Command::Up(options) => up::run(options, &global).await,
         Command::Down(options) => down::run(options, &global),
         Command::Status(options) => status::run(options, &global).await,
         Command::Apply(options) => apply::run(options, &global).await,
+        Command::Edit(options) => edit::run(options, &global).await,
+        Command::Describe(options) => describe::run(options, &global).await,
+        Command::Explain(options) => explain::run(options, &global).await,
+        Command::Events(options) => events_command::run(options, &global).await,
+        Command::Wait(options) => wait::run(options, &global).await,
         Command::Get(options) => get::run(options, &global).await,
         Command::Delete(options) => delete::run(options, &global).await,
         Command::Logs(options) => logs::run(options, &global).await,
@@ -114,5 +133,6 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Rollout(options) => rollout_command::run(options, &global).await,
         Command::Image(options) => image_command::run(options, &global).await,
         Command::Version(options) => version::run(options, &global).await,
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }

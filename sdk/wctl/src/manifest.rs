@@ -89,7 +89,7 @@ fn files(path: &Path) -> anyhow::Result<Vec<PathBuf>> {
 }
 
 /// Splits a text into documents and reads each.
-fn parse(file: &Path, text: &str) -> anyhow::Result<Vec<Manifest>> {
+pub fn parse(file: &Path, text: &str) -> anyhow::Result<Vec<Manifest>> {
     let mut manifests = Vec::new();
     for (nth, (line, document)) in documents(text).into_iter().enumerate() {
         let place = Place { file: file.to_owned(), document: nth + 1, line };

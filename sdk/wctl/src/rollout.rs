@@ -152,7 +152,7 @@ pub async fn until<T>(
     mut found: impl FnMut(&Value) -> Option<T>,
 ) -> anyhow::Result<T> {
     loop {
-        let request = Request::get(format!("{path}?watch=true")).body(Vec::new())?;
+        let request = Request::get(with_query(path, [("watch", "true")])).body(Vec::new())?;
         let stream = api.client.request_stream(request).await.map_err(crate::api::unreachable)?;
         let mut lines = std::pin::pin!(stream.lines());
         while let Some(line) = lines.try_next().await? {

@@ -105,7 +105,7 @@ async fn whole(api: &Api, targets: &[(&Resource, Option<String>)], options: &Opt
 }
 
 /// Who owns which field is for machines, as in kubectl.
-fn strip_managed_fields(object: &mut Value) {
+pub fn strip_managed_fields(object: &mut Value) {
     if let Some(meta) = object.get_mut("metadata").and_then(Value::as_object_mut) {
         meta.remove("managedFields");
     }

@@ -2,7 +2,12 @@
 
 pub mod apply;
 pub mod delete;
+pub mod describe;
+pub mod diff;
 pub mod down;
+pub mod edit;
+pub mod events;
+pub mod explain;
 pub mod get;
 pub mod image;
 pub mod logs;
@@ -12,6 +17,7 @@ pub mod scale;
 pub mod status;
 pub mod up;
 pub mod version;
+pub mod wait;
 
 use std::time::Duration;
 
