@@ -209,7 +209,7 @@ fn remove_dir(path: &Path) -> Result<(), Error> {
     }
 }
 
-fn state_name(state: ContainerState) -> &'static str {
+pub fn state_name(state: ContainerState) -> &'static str {
     match state {
         ContainerState::ContainerCreated => "created",
         ContainerState::ContainerRunning => "running",

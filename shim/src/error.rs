@@ -26,6 +26,8 @@ pub enum Error {
     },
     #[error("container {id} did not end within {seconds} s of being killed")]
     Deaf { id: String, seconds: u64 },
+    #[error("command {command:?} timed out: timeout {seconds}s exceeded")]
+    Timeout { command: String, seconds: u64 },
     #[error("pod network")]
     Network(#[from] wharf_sandbox::Error),
     #[error("wasm host")]
@@ -47,7 +49,7 @@ impl Error {
             Self::Invalid(_) => Code::InvalidArgument,
             Self::Unsupported(_) => Code::Unimplemented,
             Self::State { .. } => Code::FailedPrecondition,
-            Self::Deaf { .. } => Code::DeadlineExceeded,
+            Self::Deaf { .. } | Self::Timeout { .. } => Code::DeadlineExceeded,
             Self::Busy(_) | Self::Network(wharf_sandbox::Error::Exhausted(_)) => Code::ResourceExhausted,
             Self::Network(wharf_sandbox::Error::NoRange) => Code::Unavailable,
             Self::Wasm(wharf_wasm::Error::Refused(Failure::Module { .. } | Failure::Spec { .. }))

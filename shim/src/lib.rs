@@ -13,6 +13,7 @@
 mod containers;
 mod error;
 mod events;
+mod exec;
 mod record;
 mod sandboxes;
 mod service;

@@ -217,6 +217,7 @@ pub fn oci(
             .collect(),
         terminal: config.tty,
         stdin: config.stdin,
+        stdin_once: config.stdin_once,
         log_path: (!record.log_path.is_empty()).then(|| record.log_path.clone().into()),
         cgroup_parent: cgroup_parent(sandbox.config()),
         ..wharf_oci::ContainerSpec::default()

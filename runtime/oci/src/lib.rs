@@ -22,6 +22,7 @@ mod bundle;
 mod capability;
 mod cgroup;
 mod error;
+mod exec;
 mod monitor;
 mod oci;
 mod overlay;
@@ -31,11 +32,13 @@ mod seccomp;
 mod spec;
 mod state;
 mod sys;
+mod terminal;
 mod wire;
 pub mod zygote;
 
 pub use cgroup::Stats;
 pub use error::Error;
+pub use exec::{Attached, Exec, Stdio};
 pub use oci::{Config, Event, Events, Oci};
 pub use pause::{Pause, PauseSpec};
 pub use spec::{

@@ -33,7 +33,7 @@ use wharf_link::{Peer, Socket};
 /// Events that may wait for the shim: then the tasks that bring them wait.
 const EVENTS: usize = 256;
 /// A monitor answers everything but create and start from memory.
-const ANSWER: Duration = Duration::from_secs(10);
+pub(crate) const ANSWER: Duration = Duration::from_secs(10);
 /// On top of the deadline that a monitor keeps itself.
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -108,7 +108,7 @@ impl Entry {
         Arc::new(Self { dir, meta, status: watch::Sender::new(status), link: Mutex::new(None) })
     }
 
-    fn link(&self) -> Option<Link> {
+    pub fn link(&self) -> Option<Link> {
         self.link.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -133,7 +133,7 @@ pub(crate) struct Inner {
 /// A repeated call fails without changing anything; a dropped future's work is still finished.
 #[derive(Clone)]
 pub struct Oci {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
     _stop: Arc<DropGuard>,
 }
 
@@ -328,7 +328,7 @@ impl Oci {
         .await
     }
 
-    fn expect(&self, entry: &Entry, fits: impl FnOnce(&Status) -> bool) -> Result<(), Error> {
+    pub(crate) fn expect(&self, entry: &Entry, fits: impl FnOnce(&Status) -> bool) -> Result<(), Error> {
         let status = entry.status.borrow();
         if fits(&status) {
             Ok(())
@@ -366,7 +366,7 @@ impl Inner {
         act(&mut self.pauses.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn entry(&self, id: &str) -> Result<Arc<Entry>, Error> {
+    pub fn entry(&self, id: &str) -> Result<Arc<Entry>, Error> {
         self.containers(|map| map.get(id).cloned()).ok_or_else(|| Error::Unknown(id.to_owned()))
     }
 
@@ -374,7 +374,7 @@ impl Inner {
         self.config.state_dir.join("pauses").join(format!("{id}.json"))
     }
 
-    async fn ask(&self, entry: &Entry, request: Request, wait: Duration) -> Result<Reply, Error> {
+    pub async fn ask(&self, entry: &Entry, request: Request, wait: Duration) -> Result<Reply, Error> {
         let id = &entry.meta.id;
         let Some(link) = entry.link() else {
             return Err(Error::State { id: id.clone(), is: entry.status.borrow().name() });
@@ -451,6 +451,7 @@ impl Inner {
             gid: spec.user.gid,
             terminal: spec.terminal,
             stdin: spec.stdin,
+            stdin_once: spec.stdin_once,
             log_path: spec.log_path.clone(),
             oom_score_adj: spec.oom_score_adj,
             deadline: self.config.deadline,

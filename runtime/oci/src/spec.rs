@@ -40,6 +40,8 @@ pub struct ContainerSpec {
     pub terminal: bool,
     /// Keep standard input open; else it reads as empty.
     pub stdin: bool,
+    /// Only the first who attaches to the standard input may write to it; it ends with that attachment.
+    pub stdin_once: bool,
     /// In the CRI format; its directory is made. No log is kept without.
     pub log_path: Option<PathBuf>,
     /// Absolute cgroup path that the container's own is made in; [`crate::Config::cgroup_parent`] without.

@@ -28,12 +28,41 @@ pub(crate) enum Request {
     Signal(i32),
     Status,
     ReopenLog,
+    /// Another process in the container. Answered at its end. The descriptors beside it are those of its standard
+    /// streams that it has, in their order; with a terminal there are none.
+    Exec {
+        /// What [`Request::KillExec`] names it by; the caller's choice, and of its connection alone.
+        token: u64,
+        args: Vec<String>,
+        streams: ExecStreams,
+    },
+    /// Ends a process of [`Request::Exec`]; one that is over, or never was, is no error.
+    KillExec(u64),
+    /// Follows the container's output from now on: the descriptors beside it, pipes to write to, get a copy of it
+    /// until the container is over. Who lets its pipe run full is let go.
+    Attach {
+        stdin: bool,
+        stdout: bool,
+        stderr: bool,
+    },
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum ExecStreams {
+    /// Which of stdin, stdout and stderr came along; the others are /dev/null.
+    Pipes([bool; 3]),
+    /// The terminal's other end goes to who listens on this socket.
+    Terminal(PathBuf),
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Reply {
     Done,
     Status(Status),
+    /// The exit code of a process of [`Request::Exec`]; 128 + N after signal N.
+    Ended(i32),
+    /// With the writing end of the container's standard input, or its terminal, if it was asked for and is there.
+    Attached,
 }
 
 /// A monitor has no news of its own: it leaves `exit.json` and closes.
@@ -56,6 +85,8 @@ pub(crate) struct Plan {
     pub gid: u32,
     pub terminal: bool,
     pub stdin: bool,
+    /// The first attached writer's end is the end of the standard input.
+    pub stdin_once: bool,
     pub log_path: Option<PathBuf>,
     pub oom_score_adj: Option<i32>,
     /// Seconds that each call into libcontainer may take.

@@ -226,6 +226,18 @@ impl RuntimeService for Service {
         Ok(Response::new(v1::ReopenContainerLogResponse {}))
     }
 
+    async fn exec_sync(&self, request: Request<v1::ExecSyncRequest>) -> Answer<v1::ExecSyncResponse> {
+        let request = request.into_inner();
+        let limit = u64::try_from(request.timeout).ok().filter(|seconds| *seconds > 0);
+        let limit = limit.map(Duration::from_secs);
+        let output = self.shim.exec_sync(&request.container_id, request.cmd, limit).await?;
+        Ok(Response::new(v1::ExecSyncResponse {
+            stdout: output.stdout,
+            stderr: output.stderr,
+            exit_code: output.code,
+        }))
+    }
+
     async fn port_forward(
         &self,
         request: Request<v1::PortForwardRequest>,
@@ -285,10 +297,6 @@ impl RuntimeService for Service {
     }
 
     // The rest of CRI is the issue after next; each answers so that a caller knows.
-
-    async fn exec_sync(&self, _: Request<v1::ExecSyncRequest>) -> Answer<v1::ExecSyncResponse> {
-        Err(later("ExecSync"))
-    }
 
     async fn exec(&self, _: Request<v1::ExecRequest>) -> Answer<v1::ExecResponse> {
         Err(later("Exec"))

@@ -72,7 +72,7 @@ pub(super) fn start(plan: &Plan) -> Result<(), String> {
     container.start().map_err(|cause| chain(&cause))
 }
 
-fn chain(error: &dyn std::error::Error) -> String {
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {

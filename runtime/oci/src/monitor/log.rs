@@ -23,6 +23,10 @@ impl Lines {
         Self { stream, partial: Vec::new() }
     }
 
+    pub fn stream(&self) -> &'static str {
+        self.stream
+    }
+
     /// Appends to `out` the entries that `bytes` complete.
     pub fn feed(&mut self, mut bytes: &[u8], time: &str, out: &mut Vec<u8>) {
         while !bytes.is_empty() {

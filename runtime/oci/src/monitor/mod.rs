@@ -4,16 +4,20 @@
 //! process ends it kills what else is in the container's cgroup, empties the pipes, writes `exit.json` and ends; the
 //! connections that close with it are the news.
 
+mod attach;
 mod create;
+mod exec;
 mod log;
 
 use crate::{
     cgroup,
     state::{self, Dir, Exit, Status},
-    sys,
+    sys, terminal,
     wire::{Nothing, Plan, Reply, Request},
 };
+use attach::Follower;
 use create::Stdio;
+use exec::Exec;
 use log::{Lines, Log};
 use nix::{
     fcntl::OFlag,
@@ -27,8 +31,7 @@ use nix::{
 };
 use std::{
     fs::File,
-    io::{self, IoSliceMut, Read},
-    mem::MaybeUninit,
+    io::{self, Read},
     os::{
         fd::{AsFd, OwnedFd},
         unix::net::{UnixListener, UnixStream},
@@ -53,8 +56,11 @@ struct Running {
     started_at: Option<String>,
     outputs: Vec<Output>,
     log: Option<Log>,
-    /// Kept open, so that a container that reads it waits.
-    _stdin: Option<OwnedFd>,
+    /// Kept open, so that a container that reads it waits; a terminal is among the outputs.
+    stdin: Option<OwnedFd>,
+    /// What else was started in it.
+    execs: Vec<Exec>,
+    followers: Vec<Follower>,
 }
 
 struct Output {
@@ -62,10 +68,31 @@ struct Output {
     lines: Lines,
 }
 
+/// A connection, and the number that tells it from others for as long as the monitor lives.
+struct Client {
+    key: u64,
+    socket: Socket,
+}
+
+impl Client {
+    /// Whether it went. Answers are small: one that does not fit is to a client that stopped reading.
+    fn answer(&mut self, id: u64, answer: Result<(Reply, Vec<OwnedFd>), String>) -> bool {
+        let (wire, fds): (WireReply<Reply, Nothing>, _) = match answer {
+            Ok((reply, fds)) => (WireReply::Reply { id, reply }, fds),
+            Err(why) => (WireReply::Refused { id, why }, Vec::new()),
+        };
+        self.socket.send(&wire, fds).is_ok()
+    }
+}
+
 struct Monitor {
     listener: Option<Listener>,
-    clients: Vec<Socket>,
+    clients: Vec<Client>,
+    /// The next client's.
+    key: u64,
     signals: SignalFd,
+    /// A call into the library may have taken the signal of a child that ended.
+    unreaped: bool,
     container: Option<Running>,
 }
 
@@ -96,8 +123,9 @@ impl Monitor {
         let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
         connection.set_nonblocking(true)?;
         listener.set_nonblocking(true)?;
-        let clients = vec![Socket::over(connection)];
-        Ok(Self { listener: Some(Listener::over(listener)), clients, signals, container: None })
+        let clients = vec![Client { key: 0, socket: Socket::over(connection) }];
+        let listener = Some(Listener::over(listener));
+        Ok(Self { listener, clients, key: 1, signals, unreaped: false, container: None })
     }
 
     fn serve(&mut self) -> io::Result<()> {
@@ -113,10 +141,11 @@ impl Monitor {
             }
             if news
                 && self.clients.len() < CLIENTS
-                && let Some(Ok(client)) = self.listener.as_ref().map(Listener::accept)
-                && client.set_nonblocking(true).is_ok()
+                && let Some(Ok(socket)) = self.listener.as_ref().map(Listener::accept)
+                && socket.set_nonblocking(true).is_ok()
             {
-                self.clients.push(client);
+                self.clients.push(Client { key: self.key, socket });
+                self.key += 1;
             }
             // In the order they came: what a shim that died had still asked is heard before its successor.
             let mut gone = Vec::new();
@@ -128,7 +157,10 @@ impl Monitor {
                 }
             }
             for index in gone.into_iter().rev() {
-                self.clients.remove(index);
+                let client = self.clients.remove(index);
+                if let Some(container) = &mut self.container {
+                    container.kill_execs(|exec| exec.client == client.key); // nobody has their streams any more
+                }
             }
             if self.clients.is_empty() && self.container.is_none() {
                 return Ok(()); // whoever wanted a container is gone
@@ -141,10 +173,10 @@ impl Monitor {
         let listen = self.listener.as_ref().filter(|_| self.clients.len() < CLIENTS);
         let outputs = self.container.iter().flat_map(|container| &container.outputs);
         let mut fds = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
-        fds.extend(self.clients.iter().map(|client| PollFd::new(client.as_fd(), PollFlags::POLLIN)));
+        fds.extend(self.clients.iter().map(|client| PollFd::new(client.socket.as_fd(), PollFlags::POLLIN)));
         fds.extend(outputs.map(|output| PollFd::new(output.file.as_fd(), PollFlags::POLLIN)));
         fds.extend(listen.map(|listener| PollFd::new(listener.as_fd(), PollFlags::POLLIN)));
-        match poll(&mut fds, PollTimeout::NONE) {
+        match poll(&mut fds, if self.unreaped { PollTimeout::ZERO } else { PollTimeout::NONE }) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
             Err(cause) => return Err(cause.into()),
         }
@@ -157,8 +189,9 @@ impl Monitor {
         Ok((indices(clients), indices(outputs), listener.first().copied().unwrap_or(false)))
     }
 
-    /// Reaps whatever ended; the exit code if the container's first process did.
+    /// Reaps whatever ended and answers for it; the exit code if the container's first process did.
     fn reap(&mut self) -> Option<i32> {
+        self.unreaped = false;
         while matches!(self.signals.read_signal(), Ok(Some(_))) {}
         let first = self.container.as_ref().map(|container| container.pid);
         let mut code = None;
@@ -171,28 +204,53 @@ impl Monitor {
             };
             if Some(pid) == first {
                 code = Some(ended);
+            } else if let Some(exec) = self.container.as_mut().and_then(|container| container.take_exec(pid))
+            {
+                self.tell(&exec, ended);
             }
+        }
+    }
+
+    /// Answers for a process that was started and is over.
+    fn tell(&mut self, exec: &Exec, code: i32) {
+        if let Some(client) = self.clients.iter_mut().find(|client| client.key == exec.client) {
+            let _ = client.answer(exec.request, Ok((Reply::Ended(code), Vec::new()))); // it shows as gone, if so
         }
     }
 
     /// Takes what a client sent.
     fn attend(&mut self, index: usize) -> Next {
         loop {
-            let request = match self.clients[index].recv::<Wire<Request>>() {
-                Ok(Some(message)) => message.body,
+            let (request, fds) = match self.clients[index].socket.recv::<Wire<Request>>() {
+                Ok(Some(message)) => (message.body, message.fds),
                 Err(error) if error.would_block() => return Next::Go,
                 Ok(None) | Err(_) => return Next::Gone,
             };
-            let creating = matches!(request.request, Request::Create(_));
             let id = request.id;
-            let answer = self.answer(request.request);
-            let refused = answer.is_err();
-            let wire: WireReply<Reply, Nothing> = match answer {
-                Ok(reply) => WireReply::Reply { id, reply },
-                Err(why) => WireReply::Refused { id, why },
+            let creating = matches!(request.request, Request::Create(_));
+            let answer = match request.request {
+                Request::Exec { token, args, streams } => {
+                    let client = self.clients[index].key;
+                    match self.exec(Exec::new(client, id, token), &args, streams, fds) {
+                        Ok(()) => continue, // answered at its end
+                        Err(why) => Err(why),
+                    }
+                }
+                Request::KillExec(token) => {
+                    let client = self.clients[index].key;
+                    if let Some(container) = &mut self.container {
+                        container.kill_execs(|exec| exec.client == client && exec.token == token);
+                    }
+                    Ok((Reply::Done, Vec::new()))
+                }
+                Request::Attach { stdin, stdout, stderr } => match &mut self.container {
+                    Some(container) => container.attach(stdin, [stdout, stderr], fds),
+                    None => Err("there is no container yet".to_owned()),
+                },
+                request => self.answer(request).map(|reply| (reply, Vec::new())),
             };
-            // Answers are small: one that does not fit is to a client that stopped reading.
-            let sent = self.clients[index].send(&wire, Vec::new()).is_ok();
+            let refused = answer.is_err();
+            let sent = self.clients[index].answer(id, answer);
             if creating && refused {
                 return Next::Leave;
             }
@@ -221,6 +279,7 @@ impl Monitor {
             Request::Start if container.started_at.is_some() => Err("it was started already".to_owned()),
             Request::Start => {
                 let (plan, deadline) = (&container.plan, Duration::from_secs(container.plan.deadline));
+                self.unreaped = true;
                 create::in_child(&self.signals, deadline, || {}, || create::start(plan))?;
                 let started_at = state::now();
                 container.started_at = Some(started_at.clone());
@@ -237,6 +296,10 @@ impl Monitor {
                 Some(log) => log.reopen().map(|()| Reply::Done).map_err(|cause| format!("log file: {cause}")),
                 None => Ok(Reply::Done),
             },
+            // Taken by `attend`: these have descriptors, or are answered later.
+            Request::Exec { .. } | Request::KillExec(_) | Request::Attach { .. } => {
+                Err("it is no request of this kind".to_owned())
+            }
         }
     }
 
@@ -284,11 +347,20 @@ impl Monitor {
                 let _ = cgroup::kill(&plan.cgroup, &[]);
                 why
             };
-            let terminal = receive_terminal(console).map_err(words("terminal")).map_err(undo)?;
+            let socket = console.accept().map_err(|cause| undo(cause.to_string()))?.into_stream();
+            let terminal = terminal::receive(&socket).map_err(words("terminal")).map_err(undo)?;
             outputs.push(Output { file: File::from(terminal), lines: Lines::new("stdout") });
         }
-        self.container =
-            Some(Running { plan, pid: Pid::from_raw(pid), started_at: None, outputs, log, _stdin: stdin });
+        self.container = Some(Running {
+            plan,
+            pid: Pid::from_raw(pid),
+            started_at: None,
+            outputs,
+            log,
+            stdin,
+            execs: Vec::new(),
+            followers: Vec::new(),
+        });
         Ok(pid)
     }
 
@@ -297,6 +369,11 @@ impl Monitor {
         let Some(mut container) = self.container.take() else { return };
         let _ = cgroup::kill(&container.plan.cgroup, &[]);
         container.drain();
+        for exec in std::mem::take(&mut container.execs) {
+            // All that was in the cgroup is killed, and a process namespace's rest with its first.
+            let code = exec.wait();
+            self.tell(&exec, code);
+        }
         while !matches!(waitpid(None, Some(WaitPidFlag::WNOHANG)), Ok(WaitStatus::StillAlive) | Err(_)) {}
         let oom_killed = code != 0 && cgroup::oom_kills(&container.plan.cgroup) > 0;
         let exit = Exit::new(code, oom_killed, container.started_at);
@@ -322,7 +399,12 @@ impl Running {
         for index in ready {
             let output = &mut self.outputs[*index];
             match output.file.read(&mut buffer) {
-                Ok(n) if n > 0 => output.lines.feed(&buffer[..n], &time, &mut entries),
+                Ok(n) if n > 0 => {
+                    let bytes = &buffer[..n];
+                    let stream = output.lines.stream();
+                    self.followers.retain_mut(|follower| follower.take(stream, bytes));
+                    output.lines.feed(bytes, &time, &mut entries);
+                }
                 Err(cause)
                     if matches!(cause.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
                 // A terminal without a program at its end says EIO.
@@ -389,22 +471,4 @@ fn pipes(plan: &Plan) -> io::Result<(Stdio, Vec<Output>, Option<OwnedFd>)> {
         (File::open("/dev/null")?.into(), None)
     };
     Ok((Stdio { stdin, stdout, stderr }, vec![out, err], kept))
-}
-
-/// The pseudo terminal's end that libcontainer sent while it created the container.
-fn receive_terminal(console: Listener) -> io::Result<OwnedFd> {
-    use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
-    let socket = console.accept().map_err(io::Error::other)?.into_stream();
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let mut bytes = [0; 64];
-    recvmsg(&socket, &mut [IoSliceMut::new(&mut bytes)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
-    let mut fds = control.drain().filter_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(fds) => Some(fds),
-        _ => None,
-    });
-    let fd = fds.next().and_then(|mut fds| fds.next());
-    let fd = fd.ok_or_else(|| io::Error::other("libcontainer sent none"))?;
-    rustix::fs::fcntl_setfl(&fd, rustix::fs::OFlags::NONBLOCK)?;
-    Ok(fd)
 }

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -28,6 +29,25 @@ int main(int argc, char **argv) {
     if (!strcmp(what, "exit")) return atoi(arg);
     if (!strcmp(what, "die")) { kill(getpid(), atoi(arg)); signal(atoi(arg), SIG_DFL); raise(atoi(arg)); abort(); }
     if (!strcmp(what, "cat")) return cat(arg);
+    if (!strcmp(what, "copy")) { /* stdin to stdout, until its end */
+        char buffer[65536];
+        for (ssize_t n; (n = read(0, buffer, sizeof buffer)) > 0;) write(1, buffer, n);
+        printf("end\n");
+        return 5;
+    }
+    if (!strcmp(what, "size")) { /* of the terminal, once it has one */
+        struct winsize size = {0};
+        while (ioctl(0, TIOCGWINSZ, &size) == 0 && size.ws_row == 0) usleep(5000);
+        printf("%d x %d on %s\n", size.ws_row, size.ws_col, ttyname(0) ? ttyname(0) : "none");
+        return 0;
+    }
+    if (!strcmp(what, "flood")) { /* more than any pipe holds */
+        char line[1024];
+        memset(line, 'x', sizeof line);
+        line[sizeof line - 1] = '\n';
+        for (int left = atoi(arg); left > 0; left--) write(1, line, sizeof line);
+        return 0;
+    }
     if (!strcmp(what, "write")) {
         int fd = open(arg, O_WRONLY | O_CREAT, 0644);
         if (fd < 0) { perror(arg); return 1; }

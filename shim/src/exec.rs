@@ -1,0 +1,152 @@
+//! Processes in running containers, whatever runs these.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio::net::unix::pipe;
+use wharf_cri::v1::ContainerState;
+use wharf_oci::Stdio;
+
+use crate::error::Error;
+use crate::shim::Shim;
+
+/// What is kept of each stream of a command whose output is the answer (containerd's figure); the rest is read and
+/// dropped.
+const KEPT: u64 = 16 << 20;
+/// How long a stream may stay open after the command ended: only what it left behind can hold it.
+const DRAIN: Duration = Duration::from_secs(2);
+
+/// A process that was started in a container. Dropped, it is killed.
+pub enum Process {
+    Oci(wharf_oci::Exec),
+}
+
+impl Process {
+    /// Its exit code. Cancel-safe; not to be called again once it has answered.
+    pub async fn wait(&mut self) -> Result<i32, Error> {
+        match self {
+            Self::Oci(exec) => Ok(exec.wait().await?),
+        }
+    }
+
+    pub fn kill(&mut self) {
+        match self {
+            Self::Oci(exec) => exec.kill(),
+        }
+    }
+}
+
+/// How a command ended, and what it said.
+pub struct Output {
+    pub code: i32,
+    pub stdout: Vec<u8>,
+    pub stderr: Vec<u8>,
+}
+
+impl Shim {
+    /// The id of a container that runs, and whether it is wasm.
+    pub fn running(&self, id: &str) -> Result<(String, bool), Error> {
+        let container = self.container(id)?;
+        let (id, wasm, state) = container.with(|c| (c.id.clone(), c.wasm, c.state()));
+        if state != ContainerState::ContainerRunning {
+            return Err(Error::State { id, is: crate::containers::state_name(state), wanted: "running" });
+        }
+        Ok((id, wasm))
+    }
+
+    /// Starts a process in a running container.
+    ///
+    /// # Errors
+    /// As the runtime says; why it could not be started may show in [`Process::wait`] only.
+    pub async fn exec(&self, id: &str, args: Vec<String>, stdio: Stdio) -> Result<Process, Error> {
+        let (id, wasm) = self.running(id)?;
+        if args.is_empty() {
+            return Err(Error::Invalid("no command to run".to_owned()));
+        }
+        match wasm {
+            false => Ok(Process::Oci(self.oci.exec(&id, args, stdio).await?)),
+            true => Err(Error::Unsupported(format!("container {id} is wasm, which cannot be entered yet"))),
+        }
+    }
+
+    /// Runs a command in a container to its end, at most for `limit`.
+    ///
+    /// # Errors
+    /// [`Error::Timeout`] when it was killed for taking longer.
+    pub async fn exec_sync(
+        &self,
+        id: &str,
+        args: Vec<String>,
+        limit: Option<Duration>,
+    ) -> Result<Output, Error> {
+        let pipe = || {
+            let (writer, reader) = pipe::pipe()?;
+            std::io::Result::Ok((writer.into_blocking_fd()?, reader))
+        };
+        let failed = |cause| Error::Start { what: "make a pipe".to_owned(), cause };
+        let (out, stdout) = pipe().map_err(failed)?;
+        let (err, stderr) = pipe().map_err(failed)?;
+        let command = args.join(" ");
+        let mut process = self.exec(id, args, Stdio::Pipes([None, Some(out), Some(err)])).await?;
+        let (mut stdout, mut stderr) = (Kept::new(stdout), Kept::new(stderr));
+        let run = async {
+            let reading = async { tokio::join!(stdout.read(), stderr.read()) };
+            tokio::pin!(reading);
+            let mut read = false;
+            let code = loop {
+                tokio::select! {
+                    code = process.wait() => break code?,
+                    _ = &mut reading, if !read => read = true,
+                }
+            };
+            if !read {
+                let _ = tokio::time::timeout(DRAIN, reading).await;
+            }
+            Ok::<_, Error>(code)
+        };
+        let code = match limit {
+            None => run.await,
+            Some(limit) => match tokio::time::timeout(limit, run).await {
+                Ok(code) => code,
+                Err(_) => {
+                    process.kill();
+                    let _ = tokio::time::timeout(DRAIN, process.wait()).await;
+                    return Err(Error::Timeout { command, seconds: limit.as_secs() });
+                }
+            },
+        }?;
+        Ok(Output { code, stdout: stdout.bytes, stderr: stderr.bytes })
+    }
+}
+
+/// The beginning of a stream.
+struct Kept<R> {
+    stream: R,
+    bytes: Vec<u8>,
+}
+
+impl<R: AsyncRead + Unpin> Kept<R> {
+    fn new(stream: R) -> Self {
+        Self { stream, bytes: Vec::new() }
+    }
+
+    /// Reads to the end. What was read stays if the future is dropped.
+    async fn read(&mut self) {
+        let _ = (&mut self.stream).take(KEPT).read_to_end(&mut self.bytes).await;
+        let _ = tokio::io::copy(&mut self.stream, &mut tokio::io::sink()).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn of_endless_output_the_beginning_is_kept() {
+        let endless = tokio::io::repeat(b'x').take(KEPT + (1 << 20));
+        let mut kept = Kept::new(endless);
+        kept.read().await;
+        assert_eq!(kept.bytes.len() as u64, KEPT);
+        assert_eq!(kept.stream.limit(), 0, "the rest was not read");
+    }
+}
