@@ -25,6 +25,7 @@ fn subresource(kind: &Kind, subresource: Subresource) -> (&'static [&'static str
         Subresource::Log => (&["get"], own),
         Subresource::PortForward => (&["create", "get"], other("", "v1", "PodPortForwardOptions")),
         Subresource::Finalize => (&["update"], own),
+        Subresource::Token => (&["create"], other("authentication.k8s.io", "v1", "TokenRequest")),
     };
     (verbs, group, version, name)
 }
@@ -132,8 +133,11 @@ pub fn resources(kinds: &Kinds, group: &str, version: &str) -> Result<Response<B
     Ok(json_response(200, body.to_string()))
 }
 
-/// Namespaces are not deleted by the collection.
+/// Namespaces are not deleted by the collection; reviews are created alone.
 fn verbs(kind: &Kind) -> Vec<&'static str> {
+    if kind.review.is_some() {
+        return vec!["create"];
+    }
     let whole = kind.group.is_empty() && kind.plural == "namespaces";
     VERBS.iter().filter(|verb| !whole || **verb != "deletecollection").copied().collect()
 }

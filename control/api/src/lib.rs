@@ -4,7 +4,7 @@
 //! - [`ApiServer::serve`]: HTTPS on a listener, HTTP/1.1 with upgrades and HTTP/2, client certificates verified;
 //! - [`ApiServer::client`]: a `kube::Client` that calls the same service in this process, as a given user.
 //!
-//! Every request takes one way, in `server`: authentication (`user`), which kind and verb is meant (`request`),
+//! Every request takes one way, in `server`: authentication (`authn`), which kind and verb is meant (`request`),
 //! authorization (`authz`), then a verb of `verbs` or one of the `subresources`. Writes are decoded and defaulted by
 //! `schema`, pass `admission`, are checked by the kind's strategy and committed under a compare-and-swap. Reads are
 //! answered from the watch cache and touch no disk. A kind is one [`Kind`] row of the table in `kinds` and, where it
@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 mod admission;
+mod authn;
 mod authz;
 mod discovery;
 mod encode;
@@ -30,6 +31,7 @@ mod object;
 mod proxy;
 mod represent;
 mod request;
+mod reviews;
 pub mod schema;
 mod select;
 mod serve;
@@ -37,10 +39,13 @@ mod server;
 mod status;
 mod storage;
 mod subresources;
+mod tokens;
 mod user;
 mod validate;
 mod verbs;
 
+pub use authn::TokenKeys;
+pub use authn::keys::Error as TokenKeysError;
 pub use kinds::{Column, Kind, Plain, Priority, Strategy, Subresource};
 pub use serve::Service;
 pub use status::FieldError;
@@ -75,6 +80,8 @@ pub struct Config {
     pub extra: Vec<(String, Extra)>,
     /// Kinds beside the built-in ones.
     pub kinds: Vec<Kind>,
+    /// With which keys and in whose name service accounts' tokens are issued.
+    pub service_account_tokens: TokenIssuer,
     /// Names of admission plugins that are not to run, for example `DefaultTolerationSeconds`.
     pub disabled_admission: BTreeSet<String>,
     /// Requests that do not stream, served at one time for users outside of `system:masters`; more get 429 with
@@ -93,9 +100,31 @@ impl Default for Config {
             version: format!("v1.36.0+wharf-{}", env!("CARGO_PKG_VERSION")),
             extra: Vec::new(),
             kinds: Vec::new(),
+            service_account_tokens: TokenIssuer::default(),
             disabled_admission: BTreeSet::new(),
             max_in_flight: 400,
             request_timeout: Duration::from_secs(60),
+        }
+    }
+}
+
+/// The issuer of service accounts' tokens.
+#[derive(Clone, Debug)]
+pub struct TokenIssuer {
+    pub keys: TokenKeys,
+    /// The URL in the tokens' `iss` claim; it is the audience of the API server too.
+    pub issuer: String,
+    /// Where OIDC discovery says the public keys are; `None`: at `/openid/v1/jwks` below the issuer.
+    pub jwks_uri: Option<String>,
+}
+
+impl Default for TokenIssuer {
+    /// The name of every Kubernetes cluster, and a key that nobody has after a restart.
+    fn default() -> Self {
+        Self {
+            keys: TokenKeys::ephemeral(),
+            issuer: "https://kubernetes.default.svc.cluster.local".to_owned(),
+            jwks_uri: None,
         }
     }
 }

@@ -16,8 +16,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use crate::authn::{self, Peer};
 use crate::server::{Drain, Inner, Origin};
-use crate::user::{self, Peer};
 use crate::{ApiServer, Body, Error, UserInfo};
 
 /// A peer that does not finish its handshake or its request's head in this time is cut off.
@@ -149,7 +149,7 @@ impl Connection {
         };
         let certificates = stream.get_ref().1.peer_certificates();
         let certificate =
-            certificates.and_then(|chain| chain.first()).and_then(|first| user::from_certificate(first));
+            certificates.and_then(|chain| chain.first()).and_then(|first| authn::from_certificate(first));
         let peer = Peer { certificate: certificate.map(Arc::new) };
         let (inner, drain) = (self.inner, Drain(self.stop));
         let service = hyper::service::service_fn(move |mut request: Request<hyper::body::Incoming>| {

@@ -16,6 +16,9 @@ use tower::ServiceExt;
 use tracing::{error, warn};
 use wharf_store::{Cache, Store};
 
+use crate::authn::{
+    self, Authenticator, BearerTokens, BootstrapTokens, ClientCertificates, Peer, ServiceAccountTokens,
+};
 use crate::authz::bootstrap::{self, Bootstrap};
 use crate::authz::rbac::{self, Rbac};
 use crate::authz::{self, Action, Attributes, Authorizer, node::NodeAuthorizer};
@@ -28,7 +31,7 @@ use crate::schema::Validation;
 use crate::select::Selection;
 use crate::status::{Result, Status};
 use crate::storage::Storage;
-use crate::user::{Authenticator, BearerTokens, ClientCertificates, MASTERS, Peer};
+use crate::user::MASTERS;
 use crate::verbs::{Call, WriteOptions, write::Track};
 use crate::{Body, Config, Error, Extra, UserInfo, discovery, object};
 
@@ -43,6 +46,10 @@ pub struct Inner {
     pub storage: Arc<dyn Storage>,
     pub rbac: Arc<Rbac>,
     pub authenticators: Vec<Arc<dyn Authenticator>>,
+    /// Issues service accounts' tokens.
+    pub tokens: ServiceAccountTokens,
+    pub bearer: Arc<BearerTokens>,
+    pub jwks_uri: String,
     pub authorizers: Vec<Arc<dyn Authorizer>>,
     pub admission_off: BTreeSet<String>,
     pub metrics: Metrics,
@@ -87,10 +94,26 @@ impl Inner {
         let storage: Arc<dyn Storage> = Arc::new(cache);
         let rbac = Arc::new(Rbac::default());
         let node: Arc<dyn Authorizer> = Arc::new(NodeAuthorizer { storage: storage.clone() });
+        let tokens = config.service_account_tokens;
+        let jwks_uri = tokens.jwks_uri.unwrap_or_else(|| format!("{}/openid/v1/jwks", tokens.issuer));
+        let tokens = ServiceAccountTokens {
+            storage: storage.clone(),
+            keys: tokens.keys,
+            audiences: vec![tokens.issuer.clone()],
+            issuer: tokens.issuer,
+        };
+        let bootstrap = BootstrapTokens { storage: storage.clone(), audiences: tokens.audiences.clone() };
+        let bearer = Arc::new(BearerTokens {
+            audiences: tokens.audiences.clone(),
+            sorts: vec![Box::new(tokens.clone()), Box::new(bootstrap)],
+        });
         let inner = Arc::new(Self {
             kinds,
             storage: storage.clone(),
-            authenticators: vec![Arc::new(ClientCertificates), Arc::new(BearerTokens)],
+            authenticators: vec![Arc::new(ClientCertificates), Arc::new(bearer.clone())],
+            bearer,
+            tokens,
+            jwks_uri,
             authorizers: vec![Arc::new(authz::Masters), node, rbac.clone()],
             rbac,
             admission_off: config.disabled_admission,
@@ -197,6 +220,8 @@ impl Inner {
                 known => known?,
             },
         };
+        let mut request = request;
+        let user = authn::impersonated(user, request.headers_mut(), &self.authorizers)?;
         labels.user.clone_from(&user.name);
         let path = request.uri().path().to_owned();
         if let Some(service) = self.mounted(&path) {
@@ -208,7 +233,6 @@ impl Inner {
                 &self.authorizers,
                 &Attributes { user: &user, verb: &verb, action: Action::Path(&path) },
             )?;
-            let mut request = request;
             request.extensions_mut().insert((*user).clone());
             let Ok(response) = service.oneshot(request).await;
             return Ok(response);
@@ -258,6 +282,8 @@ impl Inner {
         }
         match path.strip_suffix('/').unwrap_or(path) {
             "/healthz" | "/livez" | "/readyz" => Ok(typed_response(200, "text/plain; charset=utf-8", "ok")),
+            "/.well-known/openid-configuration" => Ok(self.openid_configuration()),
+            "/openid/v1/jwks" => Ok(self.openid_keys()),
             "/version" => Ok(json_response(200, self.version().to_string())),
             "/metrics" => {
                 let text = self.metrics.text(self.storage.revision().0);
@@ -329,6 +355,9 @@ impl Inner {
         authz::check(&self.authorizers, &Attributes { user: &user, verb: verb.as_str(), action })?;
         let kind = kind.ok_or_else(Status::no_route)?;
         check_scope(&kind, &path, verb)?;
+        if kind.review.is_some() && (verb != Verb::Create || !path.name.is_empty()) {
+            return Err(Status::method_not_allowed());
+        }
         let (parts, body) = request.into_parts();
         let stop =
             parts.extensions.get::<Drain>().map_or_else(CancellationToken::new, |drain| drain.0.clone());
@@ -426,6 +455,7 @@ impl Call {
         body: Bytes,
     ) -> Result<Response<Body>> {
         match (subresource, verb) {
+            (None, Verb::Create) if let Some(review) = self.kind.review => self.review(body, review),
             (None, Verb::Create) => self.create(body).await,
             (None | Some(Subresource::Status), Verb::Get) => self.get().await,
             (None, Verb::List) => self.list().await,
@@ -437,6 +467,7 @@ impl Call {
             (Some(Subresource::Scale), Verb::Update | Verb::Patch) => self.set_scale(verb, body).await,
             (Some(Subresource::Binding), Verb::Create) => self.bind(body).await,
             (Some(Subresource::Eviction), Verb::Create) => self.evict(body).await,
+            (Some(Subresource::Token), Verb::Create) => self.token_request(body),
             (Some(Subresource::Finalize), Verb::Update) => self.finalize(body).await,
             _ => Err(Status::method_not_allowed()),
         }

@@ -11,7 +11,7 @@ use crate::kinds::Subresource;
 use crate::object::{self, child, list, metadata, number, terminating, text};
 use crate::represent::{self, json_response};
 use crate::request::Verb;
-use crate::schema::{Format, patch};
+use crate::schema::{self, Format, patch};
 use crate::status::{FieldError, Result, Status};
 use crate::verbs::delete::Deleted;
 use crate::verbs::write::{Change, Missing, Track};
@@ -35,6 +35,34 @@ impl Call {
             found if found == kind => Ok(value),
             found => Err(Status::bad_request(format!("the body is a {found}, not a {kind}"))),
         }
+    }
+
+    /// A body of another kind than the path's, decoded by that kind's schema.
+    pub fn decode_other(
+        &mut self,
+        body: &[u8],
+        group: &str,
+        kind: &str,
+        options: &WriteOptions,
+    ) -> Result<Value> {
+        let ty = schema::Schema::get().kind(group, "v1", kind);
+        let ty = ty.ok_or_else(|| Status::internal(format!("there is no schema of {kind}")))?;
+        let (mut value, warnings) = schema::decode(body, self.body_format()?, ty, options.validation)
+            .map_err(|error| Status::bad_request(error.for_kind(ty)))?;
+        self.warnings.extend(warnings);
+        let version = format!("{group}/v1");
+        for (field, own) in [("kind", kind), ("apiVersion", version.as_str())] {
+            match text(&value, &format!("/{field}")) {
+                "" => {}
+                found if found == own => {}
+                found => {
+                    let why = format!("the body's {field} is {found}, not {own}");
+                    return Err(Status::bad_request(why));
+                }
+            }
+            object::map(&mut value).insert(field.to_owned(), own.into());
+        }
+        Ok(value)
     }
 
     pub fn get_scale(&self) -> Result<Response<Body>> {

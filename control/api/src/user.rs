@@ -1,7 +1,6 @@
-//! Who asks: the user of a request, and how it is known.
+//! Who asks: the user of a request.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 /// The name and groups that authorization sees.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,59 +66,4 @@ impl UserInfo {
         let name = self.name.strip_prefix(NODE_PREFIX).filter(|name| !name.is_empty())?;
         self.in_group(NODES).then_some(name)
     }
-}
-
-/// What a connection tells of its peer.
-#[derive(Clone, Debug, Default)]
-pub struct Peer {
-    /// The user of a verified client certificate.
-    pub certificate: Option<Arc<UserInfo>>,
-}
-
-/// Finds out who sent a request.
-///
-/// # Guarantees
-/// - `Ok(None)`: this authenticator sees no credential of its sort; the next is asked.
-/// - `Err`: there is one and it is not good; the request is refused.
-pub trait Authenticator: Send + Sync + 'static {
-    fn authenticate(
-        &self,
-        peer: &Peer,
-        headers: &http::HeaderMap,
-    ) -> Result<Option<Arc<UserInfo>>, crate::status::Status>;
-}
-
-/// Users of client certificates: CN is the name, each O a group.
-pub struct ClientCertificates;
-
-impl Authenticator for ClientCertificates {
-    fn authenticate(
-        &self,
-        peer: &Peer,
-        _headers: &http::HeaderMap,
-    ) -> Result<Option<Arc<UserInfo>>, crate::status::Status> {
-        Ok(peer.certificate.clone())
-    }
-}
-
-/// There are no token issuers yet, so any bearer token is a wrong one.
-pub struct BearerTokens;
-
-impl Authenticator for BearerTokens {
-    fn authenticate(
-        &self,
-        _peer: &Peer,
-        headers: &http::HeaderMap,
-    ) -> Result<Option<Arc<UserInfo>>, crate::status::Status> {
-        match headers.contains_key(http::header::AUTHORIZATION) {
-            true => Err(crate::status::Status::unauthorized()),
-            false => Ok(None),
-        }
-    }
-}
-
-/// The user that a verified certificate names.
-pub fn from_certificate(der: &[u8]) -> Option<UserInfo> {
-    let peer = wharf_kit::identity::peer_identity(der).ok()?;
-    Some(UserInfo::new(peer.user, peer.groups))
 }

@@ -183,6 +183,12 @@ impl Ca {
     }
 }
 
+/// A new private key (ECDSA P-256, PKCS #8, PEM) for who signs without a certificate: the issuer of tokens.
+pub fn signing_key() -> Result<String, Error> {
+    let key = KeyPair::generate().map_err(issue_error("a signing key"))?;
+    Ok(key.serialize_pem())
+}
+
 fn issue_error(subject: &str) -> impl Fn(rcgen::Error) -> Error {
     let subject = subject.to_owned();
     move |cause| Error::Issue { subject: subject.clone(), cause }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use wharf_kit::identity::{Ca, Pair, write_private};
+use wharf_kit::identity::{Ca, Pair, signing_key, write_private};
 
 /// Certificates with less life left than this are made anew at a start. They are issued for a year.
 const RENEW_BEFORE: Duration = Duration::from_secs(60 * 24 * 3600);
@@ -54,6 +54,29 @@ impl Pki {
         pair.save(&files.cert, &files.key)?;
         std::fs::write(&note, purpose).with_context(|| format!("write {}", note.display()))?;
         Ok(pair)
+    }
+
+    /// The keys that sign service accounts' tokens: `sa.key`, made if it is not there, and whatever `sa-*.key`
+    /// is beside it, by name. The first signs. A key is changed by renaming `sa.key` to `sa-OLD.key`: tokens that
+    /// it signed are good until that file is removed.
+    pub fn token_keys(&self) -> anyhow::Result<Vec<String>> {
+        let first = self.dir.join("sa.key");
+        if !first.exists() {
+            write_private(&first, signing_key()?.as_bytes())?;
+        }
+        let mut older = Vec::new();
+        for entry in std::fs::read_dir(&self.dir).with_context(|| format!("list {}", self.dir.display()))? {
+            let path = entry?.path();
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            if name.starts_with("sa-") && name.ends_with(".key") {
+                older.push(path);
+            }
+        }
+        older.sort_unstable();
+        let read = |path: &PathBuf| {
+            std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))
+        };
+        std::iter::once(&first).chain(&older).map(read).collect()
     }
 
     /// Writes a kubeconfig with which `pair` reaches the API at `url`.

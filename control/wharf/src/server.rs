@@ -11,7 +11,7 @@ use clap::Args;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
-use wharf_api::{ApiServer, UserInfo};
+use wharf_api::{ApiServer, TokenIssuer, TokenKeys, UserInfo};
 use wharf_image::registry::{self, Registry};
 use wharf_kit::identity::{self, ClientAuth};
 use wharf_scheduler::Scheduler;
@@ -73,7 +73,7 @@ struct NodeOptions {
 
 pub async fn run(options: Options) -> anyhow::Result<()> {
     let stop = crate::stop_on_signal()?;
-    let pki = Pki::open(&options.root.join("pki"))?;
+    let pki = Arc::new(Pki::open(&options.root.join("pki"))?);
     let listener =
         TcpListener::bind(options.listen).await.with_context(|| format!("listen on {}", options.listen))?;
     let listeners = [Some(listener), options.listen_fd.map(inherited_listener).transpose()?];
@@ -107,7 +107,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn start_api(options: &Options, pki: &Pki, stop: &CancellationToken) -> anyhow::Result<ApiServer> {
+async fn start_api(options: &Options, pki: &Arc<Pki>, stop: &CancellationToken) -> anyhow::Result<ApiServer> {
     let mut names: Vec<String> =
         ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc", "127.0.0.1"]
             .map(str::to_owned)
@@ -129,6 +129,8 @@ async fn start_api(options: &Options, pki: &Pki, stop: &CancellationToken) -> an
     let registry = ServiceExt::<http::Request<wharf_api::Body>>::map_response(registry, |answer| {
         answer.map(wharf_api::Body::new)
     });
+    let keys = TokenKeys::new(&pki.token_keys()?).context("load the keys that sign tokens")?;
+    reload_keys_on_hangup(keys.clone(), pki.clone(), stop.clone())?;
     let config = wharf_api::Config {
         tls: Some(identity::server_config(
             &serving,
@@ -136,10 +138,25 @@ async fn start_api(options: &Options, pki: &Pki, stop: &CancellationToken) -> an
             &[b"h2", b"http/1.1"],
         )?),
         kubelet_client: Some(identity::client_config(pki.ca.cert_pem(), Some(&kubelet), &[b"http/1.1"])?),
+        service_account_tokens: TokenIssuer { keys, ..TokenIssuer::default() },
         extra: vec![("/v2/".to_owned(), wharf_api::Extra::new(registry))],
         ..wharf_api::Config::default()
     };
     ApiServer::start(config, store).await.context("start the API server")
+}
+
+/// On SIGHUP the token keys are read again, so that they can be changed while the server runs.
+fn reload_keys_on_hangup(keys: TokenKeys, pki: Arc<Pki>, stop: CancellationToken) -> anyhow::Result<()> {
+    let mut hangup = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup())?;
+    tokio::spawn(async move {
+        while let Some(Some(())) = stop.run_until_cancelled(hangup.recv()).await {
+            match pki.token_keys().and_then(|pems| Ok(keys.replace(&pems)?)) {
+                Ok(()) => tracing::info!(?keys, "the keys that sign tokens were read again"),
+                Err(error) => tracing::warn!(error = format!("{error:#}"), "the old token keys stay"),
+            }
+        }
+    });
+    Ok(())
 }
 
 async fn start_node(

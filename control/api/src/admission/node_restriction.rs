@@ -62,8 +62,37 @@ pub fn admit(request: &mut Request<'_>, world: &World<'_>) -> Result<()> {
             }
             Ok(())
         }
+        ("", "serviceaccounts") if request.subresource == Some(Subresource::Token) => {
+            match token_binding(request, world, node) {
+                None => Ok(()),
+                Some(why) => deny(why),
+            }
+        }
         _ => Ok(()),
     }
+}
+
+/// Why a node may not have the token it asks for: it has to be bound to a pod of this node.
+fn token_binding(request: &Request<'_>, world: &World<'_>, node: &str) -> Option<String> {
+    let reference = &request.object["spec"]["boundObjectRef"];
+    let (version, kind) = (text(reference, "/apiVersion"), text(reference, "/kind"));
+    let (name, uid) = (text(reference, "/name"), text(reference, "/uid"));
+    if version != "v1" || kind != "Pod" || name.is_empty() {
+        return Some("node requested token not bound to a pod".to_owned());
+    }
+    if uid.is_empty() {
+        return Some("node requested token with a pod binding without a uid".to_owned());
+    }
+    let Some(pod) = world.object("", "pods", request.namespace, name) else {
+        return Some(format!("pod {name:?} not found"));
+    };
+    if text(&pod, "/metadata/uid") != uid {
+        return Some(format!(
+            "the UID in the bound object reference ({uid}) does not match the UID in record. The object might have been deleted and then recreated"
+        ));
+    }
+    (text(&pod, "/spec/nodeName") != node)
+        .then(|| "node requested token bound to a pod scheduled on a different node".to_owned())
 }
 
 /// Restricted labels that differ between the two.

@@ -121,7 +121,8 @@ fn edit_rules() -> Vec<Value> {
             &["pods/attach", "pods/exec", "pods/portforward", "pods/proxy", "services/proxy"],
             &["get", "create"],
         ),
-        rule(&[""], &["pods/eviction"], &["create"]),
+        rule(&[""], &["pods/eviction", "serviceaccounts/token"], &["create"]),
+        rule(&[""], &["serviceaccounts"], &["impersonate"]),
         rule(
             &["apps"],
             &[
@@ -150,6 +151,7 @@ fn edit_rules() -> Vec<Value> {
 fn admin_rules() -> Vec<Value> {
     let mut rules = edit_rules();
     rules.push(rule(&[RBAC], &["roles", "rolebindings"], &[READ, WRITE].concat()));
+    rules.push(rule(&["authorization.k8s.io"], &["localsubjectaccessreviews"], &["create"]));
     rules
 }
 
@@ -218,6 +220,14 @@ pub fn rbac() -> Vec<Bootstrap> {
                 rule(&["node.k8s.io"], &["runtimeclasses"], READ),
             ],
         ),
+        // For servers that leave authentication and authorization to this one.
+        role(
+            "system:auth-delegator",
+            vec![
+                rule(&["authentication.k8s.io"], &["tokenreviews"], &["create"]),
+                rule(&["authorization.k8s.io"], &["subjectaccessreviews"], &["create"]),
+            ],
+        ),
         // In Kubernetes each controller has a service account; here they are one user until service accounts have
         // tokens. Garbage collection and namespace deletion touch every kind.
         role(
@@ -249,11 +259,24 @@ pub fn rbac() -> Vec<Bootstrap> {
                 rule(&[""], &["pods/status"], &["get", "update", "patch"]),
                 rule(&[""], &["pods/eviction"], &["create"]),
                 rule(&[""], &["secrets", "configmaps"], &["get"]),
+                rule(&[""], &["serviceaccounts/token"], &["create"]),
                 rule(&[""], &["services"], READ),
                 rule(&["coordination.k8s.io"], &["leases"], &["create", "delete", "get", "patch", "update"]),
                 rule(&["node.k8s.io"], &["runtimeclasses"], READ),
                 events(),
             ],
+        ),
+        role(
+            "system:service-account-issuer-discovery",
+            vec![paths(
+                &[
+                    "/.well-known/openid-configuration",
+                    "/.well-known/openid-configuration/",
+                    "/openid/v1/jwks",
+                    "/openid/v1/jwks/",
+                ],
+                &["get"],
+            )],
         ),
         role("wharf:registry-puller", vec![paths(&["/v2/*", "/v2"], &["get", "head"])]),
         role("wharf:registry-pusher", vec![paths(&["/v2/*", "/v2"], ALL)]),
@@ -265,6 +288,12 @@ pub fn rbac() -> Vec<Bootstrap> {
             "system:public-info-viewer",
             "Group",
             &["system:authenticated", "system:unauthenticated"],
+        ),
+        binding(
+            "system:service-account-issuer-discovery",
+            "system:service-account-issuer-discovery",
+            "Group",
+            &["system:serviceaccounts"],
         ),
         binding("system:kube-scheduler", "system:kube-scheduler", "User", &["system:kube-scheduler"]),
         binding(

@@ -59,22 +59,28 @@ impl Authorizer for Masters {
     }
 }
 
+/// Asks each in order. What nobody allows has the reasons of all who gave one.
+pub fn decide(chain: &[Arc<dyn Authorizer>], attributes: &Attributes<'_>) -> Decision {
+    let mut reasons = Vec::new();
+    for authorizer in chain {
+        match authorizer.authorize(attributes) {
+            Decision::Allow => return Decision::Allow,
+            Decision::NoOpinion(reason) if reason.is_empty() => {}
+            Decision::NoOpinion(reason) => reasons.push(reason),
+        }
+    }
+    Decision::NoOpinion(reasons.join(", "))
+}
+
 /// Asks each in order.
 ///
 /// # Errors
 /// 403 in Kubernetes' words if none allows; 401 to anonymous users of a path that names a challenge.
 pub fn check(chain: &[Arc<dyn Authorizer>], attributes: &Attributes<'_>) -> Result<()> {
-    let mut reasons = Vec::new();
-    for authorizer in chain {
-        match authorizer.authorize(attributes) {
-            Decision::Allow => return Ok(()),
-            Decision::NoOpinion(reason) if reason.is_empty() => {}
-            Decision::NoOpinion(reason) => reasons.push(reason),
-        }
-    }
+    let Decision::NoOpinion(reason) = decide(chain, attributes) else { return Ok(()) };
     let user = &attributes.user.name;
     let verb = attributes.verb;
-    let because = if reasons.is_empty() { String::new() } else { format!(": {}", reasons.join(", ")) };
+    let because = if reason.is_empty() { String::new() } else { format!(": {reason}") };
     Err(match attributes.action {
         Action::Path(path) => {
             Status::forbidden("", "", "", &format!("User {user:?} cannot {verb} path {path:?}{because}"))

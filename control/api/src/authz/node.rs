@@ -33,6 +33,20 @@ impl NodeAuthorizer {
             .any(|pod| references(&pod, what).any(|reference| reference == name))
     }
 
+    /// Whether a pod bound to `node` runs as this service account.
+    fn runs_as(&self, node: &str, namespace: &str, account: &str) -> bool {
+        let prefix = format!("core/pods/{namespace}/");
+        let Some(Ok(snapshot)) = futures::FutureExt::now_or_never(self.storage.snapshot(&prefix, None))
+        else {
+            return false; // a snapshot of the present never waits
+        };
+        snapshot
+            .iter()
+            .filter(|pod| bound_to(pod, node))
+            .filter_map(|pod| serde_json::from_slice::<Value>(&pod.value).ok())
+            .any(|pod| text(&pod, "/spec/serviceAccountName") == account)
+    }
+
     fn pod_is_bound(&self, node: &str, namespace: &str, name: &str) -> bool {
         self.storage.get(&format!("core/pods/{namespace}/{name}")).is_some_and(|pod| bound_to(&pod, node))
     }
@@ -97,6 +111,8 @@ impl Authorizer for NodeAuthorizer {
                     || self.storage.get(&format!("core/pods/{namespace}/{name}")).is_none()
             }
             ("", "pods", "eviction", "create") => self.pod_is_bound(node, namespace, name),
+            // For which of its pods is NodeRestriction's to say.
+            ("", "serviceaccounts", "token", "create") => self.runs_as(node, namespace, name),
             ("", "secrets" | "configmaps", "", "get") => self.refers(node, namespace, resource, name),
             // A single object may be followed too; without its name in the selector it would be all of them.
             ("", "secrets" | "configmaps", "", "list" | "watch") => {
@@ -113,7 +129,7 @@ impl Authorizer for NodeAuthorizer {
             return Decision::Allow;
         }
         match (resource, verb) {
-            ("secrets" | "configmaps", "get") => {
+            ("secrets" | "configmaps", "get") | ("serviceaccounts", "create") => {
                 Decision::NoOpinion(format!("no relationship found between node '{node}' and this object"))
             }
             _ => none(),

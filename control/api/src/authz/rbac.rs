@@ -12,7 +12,7 @@ use crate::storage::Storage;
 pub const PREFIX: &str = "rbac.authorization.k8s.io/";
 
 /// A role's rule, as it is written.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Rule {
     pub verbs: Vec<String>,
@@ -206,6 +206,22 @@ impl Rbac {
             .collect();
         // Split up, so that two of the user's rules together may cover one that is asked for.
         rules.iter().flat_map(split).all(|rule| mine.iter().any(|have| have.contains(&rule)))
+    }
+
+    /// Every rule that `user` has in `namespace`, each once.
+    pub fn rules_for(&self, user: &crate::UserInfo, namespace: &str) -> Vec<Rule> {
+        let index = self.index();
+        let mut rules: Vec<Rule> = Vec::new();
+        for grant in index.grants(user) {
+            if grant.namespace.is_empty() || *grant.namespace == *namespace {
+                for rule in grant.rules.iter() {
+                    if !rules.contains(rule) {
+                        rules.push(rule.clone());
+                    }
+                }
+            }
+        }
+        rules
     }
 
     /// The rules of the role that a binding in `namespace` refers to.

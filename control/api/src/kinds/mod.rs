@@ -8,6 +8,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use crate::Error;
+use crate::reviews::Review;
 use crate::schema::{Schema, Type};
 use crate::status::FieldError;
 use crate::validate;
@@ -39,10 +40,11 @@ pub enum Subresource {
     Log,
     PortForward,
     Finalize,
+    Token,
 }
 
 impl Subresource {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Status,
         Self::Scale,
         Self::Binding,
@@ -50,6 +52,7 @@ impl Subresource {
         Self::Log,
         Self::PortForward,
         Self::Finalize,
+        Self::Token,
     ];
 
     pub fn as_str(self) -> &'static str {
@@ -61,6 +64,7 @@ impl Subresource {
             Self::Log => "log",
             Self::PortForward => "portforward",
             Self::Finalize => "finalize",
+            Self::Token => "token",
         }
     }
 
@@ -87,6 +91,8 @@ pub struct Kind {
     /// What `Table` shows besides the name and, by default, the age.
     pub columns: &'static [Column],
     pub strategy: &'static dyn Strategy,
+    /// For kinds that are answered instead of stored.
+    pub(crate) review: Option<Review>,
     /// Found by [`Kind::new`]; a kind without a schema is refused at start.
     ty: Option<Type>,
 }
@@ -119,6 +125,7 @@ impl Kind {
             fields: &[],
             columns: &[],
             strategy: &Plain,
+            review: None,
         }
     }
 
@@ -148,6 +155,11 @@ impl Kind {
 
     pub fn strategy(self, strategy: &'static dyn Strategy) -> Self {
         Self { strategy, ..self }
+    }
+
+    /// A kind that can be created alone, and is answered at once.
+    pub(crate) fn review(self, review: Review) -> Self {
+        Self { review: Some(review), ..self }
     }
 
     /// The schema of its objects.

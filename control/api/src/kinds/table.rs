@@ -1,11 +1,14 @@
 //! The built-in kinds.
 
-use super::Subresource::{Binding, Eviction, Finalize, Log, PortForward, Scale, Status};
+use super::Subresource::{Binding, Eviction, Finalize, Log, PortForward, Scale, Status, Token};
 use super::{
     Kind, columns, config, deployment, event, lease, namespace, node, pod, rbac, replicaset, runtimeclass,
     service,
 };
+use crate::reviews;
 
+const AUTHN: &str = "authentication.k8s.io";
+const AUTHZ: &str = "authorization.k8s.io";
 const RBAC: &str = "rbac.authorization.k8s.io";
 
 #[rustfmt::skip]
@@ -30,6 +33,7 @@ pub fn rows() -> Vec<Kind> {
             .subresources(&[Status]).fields(&["spec.clusterIP", "spec.type"])
             .columns(columns::SERVICE).strategy(&service::Service),
         Kind::new("", "v1", "ServiceAccount", "serviceaccounts").short_names(&["sa"])
+            .subresources(&[Token])
             .columns(columns::SERVICE_ACCOUNT),
         Kind::new("apps", "v1", "Deployment", "deployments").short_names(&["deploy"]).categories(&["all"])
             .subresources(&[Status, Scale])
@@ -37,6 +41,18 @@ pub fn rows() -> Vec<Kind> {
         Kind::new("apps", "v1", "ReplicaSet", "replicasets").short_names(&["rs"]).categories(&["all"])
             .subresources(&[Status, Scale]).fields(&["status.replicas"])
             .columns(columns::REPLICA_SET).strategy(&replicaset::ReplicaSet),
+        Kind::new(AUTHN, "v1", "SelfSubjectReview", "selfsubjectreviews").cluster_wide()
+            .review(reviews::self_subject),
+        Kind::new(AUTHN, "v1", "TokenReview", "tokenreviews").cluster_wide()
+            .review(reviews::token),
+        Kind::new(AUTHZ, "v1", "LocalSubjectAccessReview", "localsubjectaccessreviews")
+            .review(reviews::local_subject_access),
+        Kind::new(AUTHZ, "v1", "SelfSubjectAccessReview", "selfsubjectaccessreviews").cluster_wide()
+            .review(reviews::self_subject_access),
+        Kind::new(AUTHZ, "v1", "SelfSubjectRulesReview", "selfsubjectrulesreviews").cluster_wide()
+            .review(reviews::self_subject_rules),
+        Kind::new(AUTHZ, "v1", "SubjectAccessReview", "subjectaccessreviews").cluster_wide()
+            .review(reviews::subject_access),
         Kind::new("coordination.k8s.io", "v1", "Lease", "leases")
             .columns(columns::LEASE).strategy(&lease::Lease),
         Kind::new("node.k8s.io", "v1", "RuntimeClass", "runtimeclasses").cluster_wide()

@@ -80,6 +80,13 @@ impl Harness {
         kube::Client::try_from(self.config()).unwrap()
     }
 
+    /// With a bearer token.
+    pub fn bearer(&self, token: &str) -> kube::Client {
+        let mut config = self.config();
+        config.auth_info.token = Some(token.to_owned().into());
+        kube::Client::try_from(config).unwrap()
+    }
+
     /// In this process.
     pub fn local(&self) -> kube::Client {
         self.server.client(UserInfo::admin())

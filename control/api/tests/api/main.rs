@@ -11,4 +11,6 @@ mod lists;
 mod objects;
 mod patches;
 mod pods;
+mod reviews;
+mod tokens;
 mod watches;
