@@ -22,6 +22,7 @@ use crate::objects::Objects;
 use crate::pod::{self, Directory, Message, Shared};
 use crate::registration::{self, Machine};
 use crate::runtime::{self, Health, Inventory, Report, Runtime, label};
+use crate::tokens::Tokens;
 use crate::{Config, Error, dns, server};
 
 /// The node agent of one node.
@@ -57,6 +58,7 @@ impl Node {
             logs: config.logs,
             images: Images::new(runtime.clone()),
             objects: Objects::new(rest.clone()),
+            tokens: Tokens::new(rest.clone()),
             recorder: Recorder::start(config.client.clone(), "kubelet", &config.name, stop.clone()),
             health: health.clone(),
             machine: machine.resources,

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Container, EnvVarSource, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{Container, EnvVarSource, Pod};
 
 use crate::objects::{Data, ObjectKind, ObjectName};
 use crate::resources;
@@ -184,8 +184,32 @@ fn subscript(path: &str) -> Option<(&str, &str)> {
 
 /// A map as the downward API writes it in a file: `key="value"` a line, with the value escaped.
 fn lines(map: Option<&BTreeMap<String, String>>) -> String {
-    let rows: Vec<_> = map.into_iter().flatten().map(|(key, value)| format!("{key}={value:?}")).collect();
+    let rows: Vec<_> =
+        map.into_iter().flatten().map(|(key, value)| format!("{key}={}", quoted(value))).collect();
     rows.join("\n")
+}
+
+/// As Go's `%q` writes it.
+fn quoted(text: &str) -> String {
+    use std::fmt::Write as _;
+    let mut out = String::from("\"");
+    for letter in text.chars() {
+        let _ = match letter {
+            '"' | '\\' => write!(out, "\\{letter}"),
+            '\n' => write!(out, "\\n"),
+            '\r' => write!(out, "\\r"),
+            '\t' => write!(out, "\\t"),
+            '\u{7}' => write!(out, "\\a"),
+            '\u{8}' => write!(out, "\\b"),
+            '\u{b}' => write!(out, "\\v"),
+            '\u{c}' => write!(out, "\\f"),
+            _ if letter.is_ascii_control() => write!(out, "\\x{:02x}", u32::from(letter)),
+            _ if letter.is_control() => write!(out, "\\u{:04x}", u32::from(letter)),
+            _ => write!(out, "{letter}"),
+        }; // writing to a string cannot fail
+    }
+    out.push('"');
+    out
 }
 
 fn from_source(
@@ -220,7 +244,9 @@ fn from_source(
         return field(&reference.field_path, facts).map(Some);
     }
     if let Some(reference) = &from.resource_field_ref {
-        let of = container_named(reference.container_name.as_deref(), container, facts.pod.spec.as_ref());
+        let named = reference.container_name.as_deref().filter(|name| !name.is_empty());
+        let of = named.map_or(Some(container), |named| self::container(facts.pod, named));
+        let of = of.ok_or_else(|| Error::Source(name.to_owned()))?;
         return Ok(Some(resources::field(
             &reference.resource,
             reference.divisor.as_ref(),
@@ -231,9 +257,10 @@ fn from_source(
     Err(Error::Source(name.to_owned()))
 }
 
-fn container_named<'a>(name: Option<&str>, this: &'a Container, spec: Option<&'a PodSpec>) -> &'a Container {
-    let Some(name) = name.filter(|name| *name != this.name) else { return this };
-    spec.and_then(|spec| spec.containers.iter().find(|other| other.name == name)).unwrap_or(this)
+/// The container of this name, of whatever kind.
+pub fn container<'a>(pod: &'a Pod, name: &str) -> Option<&'a Container> {
+    let spec = pod.spec.as_ref()?;
+    spec.containers.iter().chain(spec.init_containers.iter().flatten()).find(|one| one.name == name)
 }
 
 fn object<'a>(
@@ -370,6 +397,15 @@ mod tests {
             ("N", "n1"),
         ];
         assert_eq!(env, want.map(|(k, v)| (k.to_owned(), v.to_owned())));
+    }
+
+    #[test]
+    fn maps_are_written_as_go_quotes_them() {
+        let map = BTreeMap::from([
+            ("a".to_owned(), "it's \"äö\"".to_owned()),
+            ("b".to_owned(), "x\n\u{1b}\\".to_owned()),
+        ]);
+        assert_eq!(lines(Some(&map)), "a=\"it's \\\"äö\\\"\"\nb=\"x\\n\\x1b\\\\\"");
     }
 
     #[test]

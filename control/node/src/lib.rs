@@ -28,6 +28,7 @@ mod registration;
 mod resources;
 mod runtime;
 mod server;
+mod tokens;
 mod volumes;
 
 use std::collections::BTreeMap;

@@ -155,7 +155,9 @@ pub fn field(
     };
     let value = match side {
         "limits" => amount(container, Side::Limits, name).unwrap_or(whole),
-        "requests" => amount(container, Side::Requests, name).unwrap_or(0),
+        "requests" => amount(container, Side::Requests, name)
+            .or_else(|| amount(container, Side::Limits, name))
+            .unwrap_or(0),
         _ => return Err(unknown()),
     };
     let one = if name == "cpu" { 1000 } else { 1 };

@@ -22,6 +22,7 @@ mod namespace;
 mod node;
 mod pod;
 pub mod pod_spec;
+mod pod_volumes;
 mod rbac;
 mod replicaset;
 mod runtimeclass;

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
+use super::pod_volumes::{self, field_ref, relative, resource_field_ref};
 use crate::object::{entries, list, number, text};
 use crate::status::FieldError;
 use crate::validate::{
@@ -32,7 +33,7 @@ pub fn template(template: &Value, field: &str, restart: Option<&str>, errors: &m
 }
 
 pub fn validate(spec: &Value, field: &str, errors: &mut Errors) {
-    let volumes = volumes(spec, field, errors);
+    let volumes = pod_volumes::volumes(spec, field, errors);
     if list(spec, "/containers").is_empty() {
         errors.push(FieldError::required(format!("{field}.containers"), ""));
     }
@@ -101,95 +102,11 @@ pub fn validate(spec: &Value, field: &str, errors: &mut Errors) {
     }
 }
 
-fn name_of(name: &str, field: &str, errors: &mut Errors) {
+pub(super) fn name_of(name: &str, field: &str, errors: &mut Errors) {
     if name.is_empty() {
         errors.push(FieldError::required(field, ""));
     } else if let Err(problem) = dns_label(name, false) {
         errors.push(FieldError::invalid(field, name, problem));
-    }
-}
-
-/// Checks the volumes and gives their names.
-fn volumes(spec: &Value, field: &str, errors: &mut Errors) -> BTreeSet<String> {
-    let mut names = BTreeSet::new();
-    for (n, volume) in list(spec, "/volumes").iter().enumerate() {
-        let at = format!("{field}.volumes[{n}]");
-        let name = text(volume, "/name");
-        name_of(name, &format!("{at}.name"), errors);
-        if !name.is_empty() && !names.insert(name.to_owned()) {
-            errors.push(FieldError::duplicate(format!("{at}.name"), name));
-        }
-        let sources: Vec<(&str, &Value)> =
-            entries(volume, "").filter(|(key, value)| *key != "name" && !value.is_null()).collect();
-        match sources.as_slice() {
-            [] => errors.push(FieldError::required(at, "must specify a volume type")),
-            [(source, value)] => volume_source(source, value, &at, errors),
-            [_, (second, _), ..] => errors.push(FieldError::forbidden(
-                format!("{at}.{second}"),
-                "may not specify more than 1 volume type",
-            )),
-        }
-    }
-    names
-}
-
-fn volume_source(source: &str, value: &Value, at: &str, errors: &mut Errors) {
-    let required = |pointer: &str, name: &str, errors: &mut Errors| {
-        if text(value, pointer).is_empty() {
-            errors.push(FieldError::required(format!("{at}.{source}.{name}"), ""));
-        }
-    };
-    match source {
-        "configMap" => required("/name", "name", errors),
-        "secret" => required("/secretName", "secretName", errors),
-        "persistentVolumeClaim" => required("/claimName", "claimName", errors),
-        "hostPath" => {
-            required("/path", "path", errors);
-            if text(value, "/path").split('/').any(|part| part == "..") {
-                errors.push(FieldError::invalid(
-                    format!("{at}.hostPath.path"),
-                    text(value, "/path"),
-                    "must not contain '..'",
-                ));
-            }
-        }
-        "emptyDir" => {
-            if let Some(limit) = value.get("sizeLimit") {
-                quantity(limit, &format!("{at}.emptyDir.sizeLimit"), errors);
-            }
-        }
-        _ => {}
-    }
-    if matches!(source, "configMap" | "secret") {
-        for (n, item) in list(value, "/items").iter().enumerate() {
-            let at = format!("{at}.{source}.items[{n}]");
-            for (pointer, name) in [("/key", "key"), ("/path", "path")] {
-                if text(item, pointer).is_empty() {
-                    errors.push(FieldError::required(format!("{at}.{name}"), ""));
-                }
-            }
-            relative(text(item, "/path"), &format!("{at}.path"), errors);
-        }
-        for (pointer, name) in [("/defaultMode", "defaultMode")] {
-            if let Some(mode) = number(value, pointer)
-                && !(0..=0o777).contains(&mode)
-            {
-                errors.push(FieldError::invalid(
-                    format!("{at}.{source}.{name}"),
-                    mode,
-                    "must be a number between 0 and 0777 (octal), both inclusive",
-                ));
-            }
-        }
-    }
-}
-
-/// A path that stays below where it starts.
-fn relative(path: &str, field: &str, errors: &mut Errors) {
-    if path.starts_with('/') {
-        errors.push(FieldError::invalid(field, path, "must be a relative path"));
-    } else if path.split('/').any(|part| part == "..") {
-        errors.push(FieldError::invalid(field, path, "must not contain '..'"));
     }
 }
 
@@ -244,7 +161,16 @@ fn container(container: &Value, at: &str, volumes: &BTreeSet<String>, init: bool
         } else if !mounts.insert(path) {
             errors.push(FieldError::invalid(format!("{at}.mountPath"), path, "must be unique"));
         }
-        relative(text(mount, "/subPath"), &format!("{at}.subPath"), errors);
+        for (pointer, name) in [("/subPath", "subPath"), ("/subPathExpr", "subPathExpr")] {
+            relative(text(mount, pointer), &format!("{at}.{name}"), errors);
+        }
+        if !text(mount, "/subPath").is_empty() && !text(mount, "/subPathExpr").is_empty() {
+            errors.push(FieldError::invalid(
+                format!("{at}.subPathExpr"),
+                text(mount, "/subPathExpr"),
+                "subPathExpr and subPath are mutually exclusive",
+            ));
+        }
     }
     for probe in ["livenessProbe", "readinessProbe", "startupProbe"] {
         let Some(value) = container.get(probe) else { continue };
@@ -297,6 +223,19 @@ fn ports(container: &Value, at: &str, errors: &mut Errors) {
     }
 }
 
+/// Fields of a pod that an environment variable may tell, beside single labels and annotations.
+const ENV_FIELDS: &[&str] = &[
+    "metadata.name",
+    "metadata.namespace",
+    "metadata.uid",
+    "spec.nodeName",
+    "spec.serviceAccountName",
+    "status.hostIP",
+    "status.hostIPs",
+    "status.podIP",
+    "status.podIPs",
+];
+
 fn environment(container: &Value, at: &str, errors: &mut Errors) {
     for (n, env) in list(container, "/env").iter().enumerate() {
         let at = format!("{at}.env[{n}]");
@@ -334,16 +273,8 @@ fn environment(container: &Value, at: &str, errors: &mut Errors) {
                     errors.push(FieldError::invalid(format!("{at}.{source}.key"), key, problem));
                 }
             }
-            [(source, value)] => {
-                let (pointer, name) = if *source == "fieldRef" {
-                    ("/fieldPath", "fieldPath")
-                } else {
-                    ("/resource", "resource")
-                };
-                if text(value, pointer).is_empty() {
-                    errors.push(FieldError::required(format!("{at}.{source}.{name}"), ""));
-                }
-            }
+            [("fieldRef", value)] => field_ref(value, &format!("{at}.fieldRef"), ENV_FIELDS, errors),
+            [(source, value)] => resource_field_ref(value, &format!("{at}.{source}"), false, errors),
             _ => errors.push(FieldError::invalid(
                 at,
                 "",

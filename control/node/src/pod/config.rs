@@ -178,7 +178,7 @@ pub fn container(parts: &Parts<'_>) -> Result<v1::ContainerConfig, Error> {
     let oci = image.kind == Kind::Oci;
 
     let mut mounts = Vec::new();
-    for mount in container.volume_mounts.iter().flatten() {
+    for (nth, mount) in container.volume_mounts.iter().flatten().enumerate() {
         let sub_path = match (&mount.sub_path_expr, &mount.sub_path) {
             (Some(expression), _) if !expression.is_empty() => text(expression),
             (_, Some(path)) => path.clone(),
@@ -186,7 +186,7 @@ pub fn container(parts: &Parts<'_>) -> Result<v1::ContainerConfig, Error> {
         };
         let readonly = mount.read_only == Some(true);
         let bound = volumes
-            .bind(&mount.name, &sub_path, readonly)
+            .bind(&mount.name, &sub_path, readonly, &format!("{}/{nth}", container.name))
             .ok_or_else(|| Error::NoVolume(mount.name.clone()))??;
         mounts.push(v1::Mount {
             container_path: mount.mount_path.clone(),
@@ -444,7 +444,8 @@ mod tests {
         let facts = Facts { pod: &pod, node: "n", host_ip: "h", pod_ips: &[], allocatable: &machine };
         let dir = tempfile::tempdir().unwrap();
         let objects = crate::objects::Objects::new(wharf_kit::api::Rest::new(crate::pod::nowhere()));
-        let volumes = volumes::prepare(dir.path(), &facts, &objects).await.unwrap();
+        let tokens = crate::tokens::Tokens::new(wharf_kit::api::Rest::new(crate::pod::nowhere()));
+        let volumes = volumes::prepare(dir.path(), &facts, &objects, &tokens).await.unwrap();
         let image = Image { id: "sha256:1".into(), kind: Kind::Oci, uid: Some(5), username: String::new() };
         let files = OwnFiles { hosts: Some("/h".into()), termination: "/t".into() };
         let env = [("NAME".to_owned(), "sh".to_owned())];

@@ -27,6 +27,7 @@ use crate::objects::Objects;
 use crate::probe::Purpose;
 use crate::resources::Machine;
 use crate::runtime::{Health, Inventory, Runtime};
+use crate::tokens::Tokens;
 
 pub use ops::remove_everything;
 pub use worker::Worker;
@@ -44,6 +45,7 @@ pub struct Shared {
     pub runtime: Runtime,
     pub images: Images,
     pub objects: Arc<Objects>,
+    pub tokens: Tokens,
     pub recorder: Recorder,
     pub health: watch::Receiver<Health>,
     pub machine: Machine,

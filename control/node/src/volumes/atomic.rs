@@ -17,6 +17,8 @@ pub struct File {
     pub data: Bytes,
     /// Permission bits, 0 to 0o777.
     pub mode: u32,
+    /// Whose it is; else root's.
+    pub owner: Option<u32>,
 }
 
 /// Files by relative path; no `..`, not absolute.
@@ -84,8 +86,10 @@ fn fill(directory: &Path, payload: &Payload, group: Option<u32>) -> io::Result<(
         let mut out = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&full)?;
         out.write_all(&file.data)?;
         let mut mode = file.mode & 0o777;
-        if let Some(group) = group {
-            std::os::unix::fs::chown(&full, None, Some(group))?;
+        if file.owner.is_some() || group.is_some() {
+            std::os::unix::fs::chown(&full, file.owner, group)?;
+        }
+        if group.is_some() {
             mode |= 0o440;
         }
         // After the write, and not through the open mode: the umask would cut it.
@@ -146,7 +150,10 @@ mod tests {
         files
             .iter()
             .map(|(path, data, mode)| {
-                (PathBuf::from(path), File { data: Bytes::copy_from_slice(data.as_bytes()), mode: *mode })
+                (
+                    PathBuf::from(path),
+                    File { data: Bytes::copy_from_slice(data.as_bytes()), mode: *mode, owner: None },
+                )
             })
             .collect()
     }

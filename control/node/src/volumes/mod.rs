@@ -4,26 +4,31 @@
 //! is missing and rewrites what changed, all at once ([`atomic`]); that is also how a live update happens.
 
 mod atomic;
+mod files;
+mod mounts;
+mod subpath;
 
 use std::collections::HashMap;
 use std::io;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures::FutureExt as _;
 use k8s_openapi::api::core::v1::{
-    ConfigMapVolumeSource, DownwardAPIVolumeFile, EmptyDirVolumeSource, HostPathVolumeSource, KeyToPath, Pod,
-    SecretVolumeSource, Volume, VolumeProjection,
+    ConfigMapVolumeSource, EmptyDirVolumeSource, HostPathVolumeSource, Pod, SecretVolumeSource, Volume,
 };
-use nix::mount::{MntFlags, MsFlags};
+use nix::mount::MntFlags;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::env::{self, Facts};
-use crate::objects::{Data, ObjectKind, ObjectName, Objects, Seen, Shared};
+use crate::objects::{ObjectKind, ObjectName, Objects, Seen, Shared};
 use crate::resources;
-use atomic::{File, Payload};
+use crate::tokens::{self, Tokens};
+use atomic::Payload;
+use files::Files;
+use mounts::{mount_tmpfs, mounts_below};
 
 /// Why a pod's volumes are not there.
 #[derive(Debug, thiserror::Error)]
@@ -36,12 +41,16 @@ pub enum Error {
     MissingKey { volume: String, key: String, object: Box<ObjectName> },
     #[error("volume \"{volume}\" needs {what}, which this version of Wharf's node agent does not offer")]
     Unsupported { volume: String, what: &'static str },
-    #[error("MountVolume.SetUp failed for volume \"{volume}\" : {path} is not {wanted}")]
+    #[error(
+        "MountVolume.SetUp failed for volume \"{volume}\" : hostPath type check failed: {path} is not {wanted}"
+    )]
     HostPath { volume: String, path: String, wanted: &'static str },
     #[error("MountVolume.SetUp failed for volume \"{volume}\" : {cause}")]
     Field { volume: String, cause: Box<env::Error> },
     #[error("MountVolume.SetUp failed for volume \"{volume}\" : {cause}")]
     Io { volume: String, cause: io::Error },
+    #[error("MountVolume.SetUp failed for volume \"{volume}\" : failed to fetch token: {cause}")]
+    Token { volume: String, cause: tokens::Error },
     #[error("subPath \"{path}\" of volume \"{volume}\" is not usable: {cause}")]
     SubPath { volume: String, path: String, cause: io::Error },
 }
@@ -57,6 +66,7 @@ impl Error {
             | Self::HostPath { .. }
             | Self::Field { .. }
             | Self::Io { .. }
+            | Self::Token { .. }
             | Self::SubPath { .. } => None,
         }
     }
@@ -65,7 +75,9 @@ impl Error {
 /// Volumes that can be mounted into containers.
 pub struct Ready {
     paths: HashMap<String, Place>,
-    /// Watches on the objects whose content is in these volumes; empty where there are none.
+    /// Where mounts of parts of volumes are made: `ROOT/pods/UID/volume-subpaths`.
+    sub_paths: PathBuf,
+    /// What the content of these volumes comes from; empty where there is nothing to follow.
     pub sources: Sources,
 }
 
@@ -77,19 +89,29 @@ struct Place {
     own: bool,
 }
 
-/// The objects behind a pod's volumes, watched.
+/// What the volumes' content comes from: the objects, watched, and when a token in them is to be renewed.
 #[derive(Default)]
-pub struct Sources(Vec<(Arc<Shared>, watch::Receiver<Seen>)>);
+pub struct Sources {
+    objects: Vec<(Arc<Shared>, watch::Receiver<Seen>)>,
+    due: Option<Instant>,
+}
 
 impl Sources {
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.objects.is_empty() && self.due.is_none()
     }
 
-    /// Returns when one of them changed after [`prepare`] read it.
+    /// Returns when one of them changed after [`prepare`] read it, or a token's time has come.
     pub async fn changed(mut self) {
-        let all = self.0.iter_mut().map(|(_, receiver)| receiver.changed().boxed());
-        let _ = futures::future::select_all(all).await; // an error means that the watch is being closed: prepare anew
+        let due = async {
+            match self.due {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        // An error means that the watch is being closed: prepare anew.
+        let all = self.objects.iter_mut().map(|(_, receiver)| receiver.changed().map(drop).boxed());
+        futures::future::select_all(all.chain([due.boxed()])).await;
     }
 }
 
@@ -102,11 +124,18 @@ pub fn pod_directory(root: &Path, uid: &str) -> PathBuf {
 ///
 /// # Errors
 /// The first volume that cannot be made. What was made stays for the next try.
-pub async fn prepare(root: &Path, facts: &Facts<'_>, objects: &Objects) -> Result<Ready, Error> {
+pub async fn prepare(
+    root: &Path,
+    facts: &Facts<'_>,
+    objects: &Objects,
+    tokens: &Tokens,
+) -> Result<Ready, Error> {
     let pod = facts.pod;
-    let mut ready = Ready { paths: HashMap::new(), sources: Sources::default() };
+    let directory = pod_directory(root, pod.metadata.uid.as_deref().unwrap_or_default());
+    let sub_paths = directory.join("volume-subpaths");
+    let mut ready = Ready { paths: HashMap::new(), sub_paths, sources: Sources::default() };
     let Some(spec) = &pod.spec else { return Ok(ready) };
-    let base = pod_directory(root, pod.metadata.uid.as_deref().unwrap_or_default()).join("volumes");
+    let base = directory.join("volumes");
     let group = spec
         .security_context
         .as_ref()
@@ -114,7 +143,7 @@ pub async fn prepare(root: &Path, facts: &Facts<'_>, objects: &Objects) -> Resul
         .and_then(|group| u32::try_from(group).ok());
     for volume in spec.volumes.iter().flatten() {
         let name = &volume.name;
-        let (kind, work) = plan(volume, facts, objects, &mut ready.sources).await?;
+        let (kind, work) = plan(volume, facts, objects, tokens, &mut ready.sources).await?;
         let path = match &work {
             Work::Host(path) => path.clone(),
             _ => base.join(format!("kubernetes.io~{kind}")).join(name),
@@ -149,11 +178,12 @@ async fn plan(
     volume: &Volume,
     facts: &Facts<'_>,
     objects: &Objects,
+    tokens: &Tokens,
     sources: &mut Sources,
 ) -> Result<(&'static str, Work), Error> {
     let namespace = facts.pod.metadata.namespace.as_deref().unwrap_or_default();
     let mut files =
-        Files { volume: &volume.name, namespace, objects, sources, facts, payload: Payload::new() };
+        Files { volume: &volume.name, namespace, objects, tokens, sources, facts, payload: Payload::new() };
     if let Some(EmptyDirVolumeSource { medium, size_limit }) = &volume.empty_dir {
         let memory = medium.as_deref() == Some("Memory");
         return Ok((
@@ -195,130 +225,6 @@ async fn plan(
     Err(Error::Unsupported { volume: volume.name.clone(), what })
 }
 
-/// Gathers the files of one volume.
-struct Files<'a> {
-    volume: &'a str,
-    namespace: &'a str,
-    objects: &'a Objects,
-    sources: &'a mut Sources,
-    facts: &'a Facts<'a>,
-    payload: Payload,
-}
-
-/// How long the API may take to tell an object before the pod's events say so.
-const SYNC: Duration = Duration::from_secs(10);
-
-/// What Kubernetes gives files of these volumes by default.
-const DEFAULT_MODE: i32 = 0o644;
-
-impl Files<'_> {
-    async fn add(
-        &mut self,
-        kind: ObjectKind,
-        name: &str,
-        items: Option<&[KeyToPath]>,
-        mode: Option<i32>,
-        optional: Option<bool>,
-    ) -> Result<(), Error> {
-        let object = ObjectName { kind, namespace: self.namespace.to_owned(), name: name.to_owned() };
-        let shared = self.objects.watch(&object);
-        let mut changes = shared.changes();
-        let known = changes.wait_for(|seen| !matches!(seen, Seen::Unknown));
-        if tokio::time::timeout(SYNC, known).await.is_err() {
-            return Err(Error::NoAnswer { volume: self.volume.to_owned(), object: Box::new(object) });
-        }
-        let data = match &*changes.borrow_and_update() {
-            Seen::Found(data) => Some(data.clone()),
-            Seen::Missing | Seen::Unknown => None,
-        };
-        self.sources.0.push((shared, changes));
-        let optional = optional == Some(true);
-        let Some(data) = data else {
-            return if optional {
-                Ok(())
-            } else {
-                Err(Error::MissingObject { volume: self.volume.to_owned(), object: Box::new(object) })
-            };
-        };
-        self.project_keys(&data, object, items, mode.unwrap_or(DEFAULT_MODE), optional)
-    }
-
-    fn project_keys(
-        &mut self,
-        data: &Data,
-        object: ObjectName,
-        items: Option<&[KeyToPath]>,
-        mode: i32,
-        optional: bool,
-    ) -> Result<(), Error> {
-        let mut put = |path: &str, data: &bytes::Bytes, mode: i32| {
-            self.payload.insert(
-                PathBuf::from(path),
-                File { data: data.clone(), mode: u32::try_from(mode).unwrap_or(0o644) },
-            );
-        };
-        let Some(items) = items.filter(|items| !items.is_empty()) else {
-            data.text.iter().for_each(|(key, value)| put(key, value, mode));
-            return Ok(());
-        };
-        for item in items {
-            match data.text.get(&item.key) {
-                Some(value) => put(&item.path, value, item.mode.unwrap_or(mode)),
-                None if optional => {}
-                None => {
-                    return Err(Error::MissingKey {
-                        volume: self.volume.to_owned(),
-                        key: item.key.clone(),
-                        object: Box::new(object),
-                    });
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn fields(&mut self, items: Option<&[DownwardAPIVolumeFile]>, mode: Option<i32>) -> Result<(), Error> {
-        for item in items.into_iter().flatten() {
-            let failed = |cause| Error::Field { volume: self.volume.to_owned(), cause: Box::new(cause) };
-            let text = if let Some(field) = &item.field_ref {
-                env::field(&field.field_path, self.facts).map_err(failed)?
-            } else if let Some(of) = &item.resource_field_ref {
-                let containers = self.facts.pod.spec.iter().flat_map(|spec| &spec.containers);
-                let container = containers
-                    .into_iter()
-                    .find(|container| Some(&container.name) == of.container_name.as_ref());
-                let container = container.ok_or_else(|| failed(env::Error::Source(item.path.clone())))?;
-                resources::field(&of.resource, of.divisor.as_ref(), container, self.facts.allocatable)
-                    .map_err(|error| failed(error.into()))?
-            } else {
-                continue;
-            };
-            let mode = u32::try_from(item.mode.or(mode).unwrap_or(DEFAULT_MODE)).unwrap_or(0o644);
-            self.payload.insert(PathBuf::from(&item.path), File { data: text.into(), mode });
-        }
-        Ok(())
-    }
-
-    async fn project(&mut self, source: &VolumeProjection, mode: Option<i32>) -> Result<(), Error> {
-        if let Some(map) = &source.config_map {
-            self.add(ObjectKind::ConfigMap, &map.name, map.items.as_deref(), mode, map.optional).await?;
-        } else if let Some(secret) = &source.secret {
-            self.add(ObjectKind::Secret, &secret.name, secret.items.as_deref(), mode, secret.optional)
-                .await?;
-        } else if let Some(downward) = &source.downward_api {
-            self.fields(downward.items.as_deref(), mode)?;
-        } else {
-            let what = if source.service_account_token.is_some() {
-                "a projected service account token"
-            } else {
-                "this projected source"
-            };
-            return Err(Error::Unsupported { volume: self.volume.to_owned(), what });
-        }
-        Ok(())
-    }
-}
-
 fn make(path: &Path, work: Work, group: Option<u32>) -> io::Result<()> {
     match work {
         Work::Host(_) => Ok(()),
@@ -347,50 +253,6 @@ fn make(path: &Path, work: Work, group: Option<u32>) -> io::Result<()> {
             atomic::write(path, &payload, group).map(drop)
         }
     }
-}
-
-/// A tmpfs on `path`, unless there is one already.
-fn mount_tmpfs(path: &Path, limit: Option<i64>) -> io::Result<()> {
-    if mounts_below(path)?.iter().any(|mount| mount == path) {
-        return Ok(());
-    }
-    let options = limit.filter(|limit| *limit > 0).map(|limit| format!("size={limit}"));
-    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-    nix::mount::mount(Some("tmpfs"), path, Some("tmpfs"), flags, options.as_deref())?;
-    Ok(())
-}
-
-/// Mount points at or below `path`, as the kernel lists them.
-fn mounts_below(path: &Path) -> io::Result<Vec<PathBuf>> {
-    let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    let table = std::fs::read_to_string("/proc/self/mountinfo")?;
-    let points =
-        table.lines().filter_map(|line| line.split(' ').nth(4)).map(|point| PathBuf::from(unescape(point)));
-    Ok(points.filter(|point| point.starts_with(&path)).collect())
-}
-
-/// Blanks and the like stand as `\040` in mount tables.
-fn unescape(text: &str) -> String {
-    let mut out = Vec::with_capacity(text.len());
-    let bytes = text.as_bytes();
-    let mut at = 0;
-    while at < bytes.len() {
-        let octal = bytes
-            .get(at + 1..at + 4)
-            .and_then(|digits| std::str::from_utf8(digits).ok())
-            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
-        match octal {
-            Some(byte) if bytes[at] == b'\\' => {
-                out.push(byte);
-                at += 4;
-            }
-            _ => {
-                out.push(bytes[at]);
-                at += 1;
-            }
-        }
-    }
-    String::from_utf8_lossy(&out).into_owned()
 }
 
 /// Unmounts and removes everything of a pod. Nothing there is no error.
@@ -428,7 +290,7 @@ fn host_path(volume: &str, source: &HostPathVolumeSource) -> Result<PathBuf, Err
         }
         "Directory" | "DirectoryOrCreate" => (is(std::fs::FileType::is_dir), "a directory"),
         "File" | "FileOrCreate" => (is(std::fs::FileType::is_file), "a file"),
-        "Socket" => (is(std::fs::FileType::is_socket), "a socket"),
+        "Socket" => (is(std::fs::FileType::is_socket), "a socket file"),
         "CharDevice" => (is(std::fs::FileType::is_char_device), "a character device"),
         "BlockDevice" => (is(std::fs::FileType::is_block_device), "a block device"),
         _ => (false, "of a known hostPath type"),
@@ -438,59 +300,6 @@ fn host_path(volume: &str, source: &HostPathVolumeSource) -> Result<PathBuf, Err
     } else {
         Err(Error::HostPath { volume: volume.to_owned(), path: source.path.clone(), wanted })
     }
-}
-
-/// What one volume mount of a container is bound to.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Bound {
-    pub host_path: PathBuf,
-    pub readonly: bool,
-}
-
-impl Ready {
-    /// Resolves a mount of volume `name`, with the (expanded) `sub_path`. `None` where the pod has no such volume.
-    ///
-    /// # Errors
-    /// The sub-path leaves the volume, or is not there and may not be made.
-    pub fn bind(&self, name: &str, sub_path: &str, readonly: bool) -> Option<Result<Bound, Error>> {
-        let place = self.paths.get(name)?;
-        let resolved = if sub_path.is_empty() {
-            Ok(place.path.clone())
-        } else {
-            below(&place.path, sub_path, place.own)
-        };
-        Some(match resolved {
-            Ok(host_path) => Ok(Bound { host_path, readonly: readonly || place.readonly }),
-            Err(cause) => Err(Error::SubPath { volume: name.to_owned(), path: sub_path.to_owned(), cause }),
-        })
-    }
-}
-
-/// `base/sub` with all links followed; never outside `base`.
-fn below(base: &Path, sub: &str, create: bool) -> io::Result<PathBuf> {
-    let tame =
-        Path::new(sub).components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
-    if !tame {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a path below the volume"));
-    }
-    let base = base.canonicalize()?;
-    let mut at = base.clone();
-    for part in Path::new(sub).components() {
-        let next = at.join(part);
-        at = match next.canonicalize() {
-            Ok(real) => real,
-            Err(error) if error.kind() == io::ErrorKind::NotFound && create => {
-                std::fs::create_dir(&next)?;
-                std::fs::set_permissions(&next, std::fs::Permissions::from_mode(0o777))?;
-                next
-            }
-            Err(error) => return Err(error),
-        };
-        if !at.starts_with(&base) {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "a link in it leads out of the volume"));
-        }
-    }
-    Ok(at)
 }
 
 /// Which volumes of a pod change when the pod's own labels and annotations do.
@@ -505,22 +314,6 @@ pub fn tell_fields(pod: &Pod) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn sub_paths_stay_below_their_volume() {
-        let dir = tempfile::tempdir().unwrap();
-        let base = dir.path().join("v");
-        std::fs::create_dir_all(base.join("a/b")).unwrap();
-        std::os::unix::fs::symlink("/etc", base.join("out")).unwrap();
-        std::os::unix::fs::symlink("a", base.join("in")).unwrap();
-        assert_eq!(below(&base, "in/b", false).unwrap(), base.canonicalize().unwrap().join("a/b"));
-        assert_eq!(below(&base, "new/dir", true).unwrap(), base.canonicalize().unwrap().join("new/dir"));
-        for (path, create) in
-            [("missing", false), ("out", true), ("out/new", true), ("../x", true), ("/etc", true)]
-        {
-            assert!(below(&base, path, create).is_err(), "{path}");
-        }
-    }
 
     #[test]
     fn mounts_are_found_and_removed_with_the_pod() {

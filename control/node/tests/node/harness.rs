@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt as _, Full};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
@@ -28,6 +30,8 @@ pub struct Harness {
     pub directory: tempfile::TempDir,
     /// The agent's requests, as `METHOD path`.
     pub requests: Arc<Mutex<Vec<String>>>,
+    /// How long the next tokens of service accounts are good for, in seconds, and what was asked for each.
+    pub tokens: Arc<Mutex<(i64, Vec<Value>)>>,
     /// Ends the runtime's server.
     pub serving: CancellationToken,
 }
@@ -60,6 +64,19 @@ impl Agent {
     }
 }
 
+type Answer = UnsyncBoxBody<bytes::Bytes, tower::BoxError>;
+
+/// Answers a TokenRequest: `token-1`, `token-2`, ….
+fn token(tokens: &Mutex<(i64, Vec<Value>)>, asked: &[u8]) -> http::Response<Answer> {
+    let mut tokens = tokens.lock().unwrap();
+    tokens.1.push(serde_json::from_slice(asked).unwrap());
+    let expires = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(tokens.0);
+    let status = json!({"token": format!("token-{}", tokens.1.len()), "expirationTimestamp": expires});
+    let answer = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "status": status});
+    let body = Full::from(answer.to_string()).map_err(|never| match never {}).boxed_unsync();
+    http::Response::builder().status(201).body(body).unwrap()
+}
+
 fn user(name: &str, groups: &[&str]) -> UserInfo {
     let groups =
         groups.iter().map(|group| (*group).to_owned()).chain(["system:authenticated".to_owned()]).collect();
@@ -86,6 +103,7 @@ impl Harness {
             ca: Ca::generate("test").unwrap(),
             directory,
             requests: Arc::default(),
+            tokens: Arc::new(Mutex::new((3600, Vec::new()))),
             serving,
         }
     }
@@ -114,11 +132,22 @@ impl Harness {
 
     pub async fn agent(&self) -> Agent {
         let stop = CancellationToken::new();
-        let requests = self.requests.clone();
-        let service = self.api.service(user("system:node:n1", &["system:nodes"]));
-        let service = service.map_request(move |request: http::Request<kube::client::Body>| {
+        let (requests, tokens) = (self.requests.clone(), self.tokens.clone());
+        let api = self.api.service(user("system:node:n1", &["system:nodes"]));
+        let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
+            let (api, tokens) = (api.clone(), tokens.clone());
             requests.lock().unwrap().push(format!("{} {}", request.method(), request.uri().path()));
-            request
+            async move {
+                // Tokens are ours to give, so that a test can give short-lived ones.
+                if request.uri().path().ends_with("/token") {
+                    let body = request.into_body().collect().await?.to_bytes();
+                    return Ok(token(&tokens, &body));
+                }
+                let response = api.oneshot(request).await?;
+                Ok::<_, tower::BoxError>(
+                    response.map(|body| body.map_err(tower::BoxError::from).boxed_unsync()),
+                )
+            }
         });
         let client = kube::Client::new(service, "default");
         let config = Config {

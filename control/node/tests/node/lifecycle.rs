@@ -169,7 +169,11 @@ async fn config_maps_and_secrets_reach_env_and_files_and_stay_current() {
         mounts.lines().any(|line| line.contains(&host("/keys").0) && line.contains(" tmpfs ")),
         "secrets are kept in memory"
     );
-    assert!(host("/part").0.ends_with("scratch/a/b"));
+    std::fs::write(std::path::Path::new(&host("/scratch").0).join("a/b/file"), "there").unwrap();
+    assert_eq!(
+        std::fs::read_to_string(std::path::Path::new(&host("/part").0).join("file")).unwrap(),
+        "there"
+    );
     assert!(std::fs::read_to_string(host("/etc/hosts").0).unwrap().contains("127.0.0.1\tapp\n"));
 
     let patch = json!({"data": {"greeting": "good day"}});

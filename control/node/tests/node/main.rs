@@ -7,3 +7,4 @@ mod harness;
 mod lifecycle;
 mod recovery;
 mod server;
+mod volumes;

@@ -137,5 +137,6 @@ impl Pause {
 }
 
 pub async fn volumes(shared: Arc<Shared>, pod: Arc<Pod>, ips: Vec<String>) -> Done {
-    Done::Volumes(volumes::prepare(&shared.root, &facts(&shared, &pod, &ips), &shared.objects).await)
+    let facts = facts(&shared, &pod, &ips);
+    Done::Volumes(volumes::prepare(&shared.root, &facts, &shared.objects, &shared.tokens).await)
 }

@@ -166,6 +166,7 @@ pub async fn tear_down(shared: Arc<Shared>, pod: Arc<Pod>, volumes: Option<Arc<R
 /// Removes the pod's sandboxes, its directory and, if given, its logs.
 pub async fn remove_everything(shared: &Shared, uid: &str, logs: Option<&Path>) -> Result<(), String> {
     remove_sandboxes(shared, uid).await.map_err(|status| status.message().to_owned())?;
+    shared.tokens.forget(uid);
     let (root, owned) = (shared.root.clone(), uid.to_owned());
     let removed = tokio::task::spawn_blocking(move || volumes::remove(&root, &owned)).await;
     removed

@@ -47,6 +47,10 @@ pub struct Worker {
     own: mpsc::Sender<Message>,
     ops: JoinSet<Done>,
     probes: Vec<(usize, AbortHandle)>,
+    /// Waits for what the volumes' content comes from to change.
+    sources: Option<AbortHandle>,
+    /// The pod's fields changed while volumes that tell them were being made.
+    stale: bool,
     /// Ends of runs that were told before the start itself had returned.
     early: Vec<v1::ContainerStatus>,
     /// The status as the API has it, encoded.
@@ -116,6 +120,8 @@ impl Worker {
             own,
             ops: JoinSet::new(),
             probes: Vec::new(),
+            sources: None,
+            stale: false,
             early: Vec::new(),
             reported: serde_json::to_vec(&before).unwrap_or_default(),
             report: Report { writing: None, dirty: None, tries: Tries::none() },
@@ -153,6 +159,7 @@ impl Worker {
                 Some(message) = self.inbox.recv() => self.receive(message).instrument(span.clone()).await,
                 Some(done) = self.ops.join_next(), if !self.ops.is_empty() => match done {
                     Ok(done) => span.in_scope(|| self.finish(done)),
+                    Err(error) if error.is_cancelled() => {}
                     Err(error) => warn!(pod = %self.key, error = %chain(&error), "an operation of the pod's worker failed"),
                 },
                 () = tokio::time::sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {}
@@ -221,12 +228,18 @@ impl Worker {
         }
         let told = before.metadata.labels != pod.metadata.labels
             || before.metadata.annotations != pod.metadata.annotations;
-        if told
-            && volumes::tell_fields(&pod)
-            && self.state.volumes == VolumeState::Ready
-            && self.state.doing.is_none()
-        {
-            self.state.volumes = VolumeState::Wanted;
+        if told {
+            if volumes::tell_fields(&pod) {
+                match self.state.volumes {
+                    _ if self.state.doing == Some(PodDoing::Volumes) => self.stale = true,
+                    VolumeState::Ready => self.state.volumes = VolumeState::Wanted,
+                    VolumeState::Wanted | VolumeState::Failed { .. } => {}
+                }
+            }
+            // What failed because of them (a subPathExpr, say) may succeed now.
+            for trouble in self.state.slots.iter_mut().filter_map(|slot| slot.trouble.as_mut()) {
+                trouble.tries.retry_at = None;
+            }
         }
         // Somebody else's conditions (readiness gates) are kept as they are now.
         let own: PodStatus = serde_json::from_slice(&self.reported).unwrap_or_default();

@@ -117,14 +117,18 @@ impl Worker {
         let error = match result {
             Ok(mut ready) => {
                 let sources = std::mem::take(&mut ready.sources);
+                if let Some(before) = self.sources.take() {
+                    before.abort();
+                }
                 if !sources.is_empty() {
-                    self.ops.spawn(async move {
+                    self.sources = Some(self.ops.spawn(async move {
                         sources.changed().await;
                         Done::SourcesChanged
-                    });
+                    }));
                 }
                 self.volumes = Some(Arc::new(ready));
-                self.state.volumes = VolumeState::Ready;
+                let stale = std::mem::take(&mut self.stale);
+                self.state.volumes = if stale { VolumeState::Wanted } else { VolumeState::Ready };
                 return;
             }
             Err(error) => error,
