@@ -32,7 +32,7 @@ use crate::select::Selection;
 use crate::status::{Result, Status};
 use crate::storage::Storage;
 use crate::user::MASTERS;
-use crate::verbs::{Call, WriteOptions, write::Track};
+use crate::verbs::{Call, WriteOptions, store_failed, write::Track};
 use crate::{Body, Config, Error, Extra, UserInfo, discovery, object};
 
 /// Bodies of API requests; the value of kube-apiserver.
@@ -381,6 +381,7 @@ impl Inner {
                     .ok_or_else(Status::no_route)?,
             ),
         };
+        call.see_others_writes(verb).await?;
         match subresource {
             Some(Subresource::Log) if verb == Verb::Get => return call.log().await,
             Some(Subresource::PortForward) if matches!(verb, Verb::Get | Verb::Create) => {
@@ -447,6 +448,20 @@ async fn read_body(body: Body) -> Result<Bytes> {
 }
 
 impl Call {
+    /// Waits until reads show what other servers over the same store have written, unless the client says
+    /// that an older state will do. With a store of this server's own there is nothing to wait for.
+    async fn see_others_writes(&self, verb: Verb) -> Result<()> {
+        let reads = matches!(verb, Verb::Get | Verb::List | Verb::Watch);
+        let named = |what| self.query.text(what).is_some();
+        if reads && (named("resourceVersion") || named("continue")) {
+            return Ok(());
+        }
+        match tokio::time::timeout(self.server.request_timeout, self.storage().sync()).await {
+            Ok(synced) => synced.map(drop).map_err(store_failed),
+            Err(_) => Err(Status::timeout()),
+        }
+    }
+
     /// What is answered at once.
     async fn run(
         &mut self,

@@ -1,7 +1,7 @@
 //! A revisioned, ordered key-value map: what the API server keeps objects in.
 //!
-//! [`Store`] is the contract; [`Redb`] is the embedded engine; `testing::contract` is the suite that every
-//! engine passes. [`Cache`] stands before a store and serves reads, lists and watches from memory;
+//! [`Store`] is the contract; [`Redb`] is the embedded engine, [`Etcd`] the one for several servers over one
+//! store; `testing::contract` is the suite that both pass. [`Cache`] stands before a store and serves reads, lists and watches from memory;
 //! [`compactor`] forgets history that is older than anyone needs.
 //!
 //! Three tasks live here, each with one way in and one way out:
@@ -10,11 +10,12 @@
 //! - the *follower* task of [`Cache`]: takes the events of one watch, and publishes the state after them;
 //! - the *compactor*: looks at the clock and the revision, and calls [`Store::compact`].
 //!
-//! Another engine (etcd) is one more file beside `redb.rs` that implements [`Store`] and one more line in
-//! the tests that calls `testing::contract`; the cache needs no change for it.
+//! [`Etcd`] has no task of its own. Another engine is one more file beside `redb.rs` that implements
+//! [`Store`] and one more line in the tests that calls `testing::contract`; the cache needs no change for it.
 
 mod cache;
 mod compact;
+mod etcd;
 mod redb;
 #[cfg(feature = "testing")]
 pub mod testing;
@@ -29,6 +30,7 @@ use futures::stream::BoxStream;
 
 pub use cache::{Cache, CacheEvent, Object, Snapshot, Watcher};
 pub use compact::compactor;
+pub use etcd::{Config as EtcdConfig, Etcd, Tls as EtcdTls, User as EtcdUser};
 pub use redb::Redb;
 
 /// A point in the store's history. Each operation has its own; the first write is 1. Kubernetes calls it

@@ -11,6 +11,7 @@ mod keeper;
 mod pki;
 mod server;
 mod shim;
+mod store;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

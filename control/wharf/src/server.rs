@@ -15,9 +15,10 @@ use wharf_api::{ApiServer, TokenIssuer, TokenKeys, UserInfo};
 use wharf_image::registry::{self, Registry};
 use wharf_kit::identity::{self, ClientAuth};
 use wharf_scheduler::Scheduler;
-use wharf_store::{Redb, compactor};
+use wharf_store::{Store, compactor};
 
 use crate::pki::Pki;
+use crate::store::{EtcdOptions, Location, Opened};
 
 /// How long lists go on and watches start from the past: what Kubernetes' clients are used to.
 const HISTORY: Duration = Duration::from_secs(5 * 60);
@@ -27,6 +28,11 @@ pub struct Options {
     /// Directory for the store, certificates and the registry
     #[arg(long, default_value = "/var/lib/wharf/server")]
     root: PathBuf,
+    /// Where objects are kept: redb (a file under --root), redb:FILE, or etcd://HOST:PORT[,HOST:PORT...][/PREFIX]
+    #[arg(long, default_value = "redb")]
+    store: Location,
+    #[command(flatten)]
+    etcd: EtcdOptions,
     /// Address to serve the API on
     #[arg(long, default_value = "0.0.0.0:6443")]
     listen: SocketAddr,
@@ -77,7 +83,10 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let listener =
         TcpListener::bind(options.listen).await.with_context(|| format!("listen on {}", options.listen))?;
     let listeners = [Some(listener), options.listen_fd.map(inherited_listener).transpose()?];
-    let api = start_api(&options, &pki, &stop).await?;
+    let api = match options.store.open(&options.root.join("store.redb"), &options.etcd).await? {
+        Opened::Redb(store) => start_api(&options, &pki, store, &stop).await?,
+        Opened::Etcd(store) => start_api(&options, &pki, store, &stop).await?,
+    };
     let mut tasks = tokio::task::JoinSet::new();
     for listener in listeners.into_iter().flatten() {
         let (api, stop) = (api.clone(), stop.clone());
@@ -107,7 +116,12 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn start_api(options: &Options, pki: &Arc<Pki>, stop: &CancellationToken) -> anyhow::Result<ApiServer> {
+async fn start_api(
+    options: &Options,
+    pki: &Arc<Pki>,
+    store: impl Store,
+    stop: &CancellationToken,
+) -> anyhow::Result<ApiServer> {
     let mut names: Vec<String> =
         ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc", "127.0.0.1"]
             .map(str::to_owned)
@@ -122,7 +136,7 @@ async fn start_api(options: &Options, pki: &Arc<Pki>, stop: &CancellationToken) 
     })?;
     let admin = pki.pair("admin", "v1", |ca| ca.client("kubernetes-admin", &["system:masters"]))?;
     pki.kubeconfig(&options.root.join("admin.kubeconfig"), &options.public_url, &admin)?;
-    let store = Arc::new(Redb::open(options.root.join("store.redb")).await.context("open the store")?);
+    let store = Arc::new(store);
     tokio::spawn(compactor(store.clone(), HISTORY, stop.clone()));
     let registry = registry::Config::new(options.root.join("registry"));
     let registry = Registry::open(registry).context("open the registry")?.service();

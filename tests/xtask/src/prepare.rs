@@ -27,6 +27,11 @@ const PACKAGES: &[Package] = &[
         shown_by: &["pkg-config", "--exists", "libseccomp"],
     },
     Package { name: "protobuf-compiler", why: "reads the CRI's .proto", shown_by: &["protoc", "--version"] },
+    Package {
+        name: "libprotobuf-dev",
+        why: "has the .proto files that etcd's include",
+        shown_by: &["pkg-config", "--exists", "protobuf"],
+    },
 ];
 
 /// What the tests use beside that.
@@ -40,6 +45,11 @@ const FOR_TESTS: &[Package] = &[
         name: "nftables",
         why: "the tests count firewall rules with nft",
         shown_by: &["nft", "--version"],
+    },
+    Package {
+        name: "etcd-server",
+        why: "the tests of the store on etcd start members of their own",
+        shown_by: &["etcd", "--version"],
     },
 ];
 

@@ -13,4 +13,5 @@ mod patches;
 mod pods;
 mod reviews;
 mod tokens;
+mod two_servers;
 mod watches;

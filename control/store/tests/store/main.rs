@@ -3,6 +3,7 @@
 mod cache;
 mod compaction;
 mod disk;
+mod etcd;
 mod kill;
 mod latency;
 
