@@ -361,14 +361,24 @@ impl Parents {
     pub fn keep(&self, group: &str) -> Result<(), Error> {
         self.with(|known| {
             let mut news = false;
-            for parent in ancestors(group) {
+            let parents = ancestors(group);
+            for parent in &parents {
                 let users = known.users.entry(parent.clone()).or_default();
                 *users += 1;
-                if *users == 1 && !places(&parent).iter().any(|dir| dir.exists()) {
-                    news |= known.made.insert(parent);
+                if *users == 1 && !places(parent).iter().any(|dir| dir.exists()) {
+                    news |= known.made.insert(parent.clone());
                 }
             }
-            if news { state::write(&self.file, &known.made) } else { Ok(()) }
+            if news {
+                state::write(&self.file, &known.made)?;
+            }
+            // Of version 2 the library looks whether they are there and then makes them: two containers created at
+            // once would meet.
+            if let (Hierarchies::V2, Some(nearest)) = (hierarchies(), parents.first()) {
+                let dir = below(Path::new(ROOT), nearest);
+                fs::create_dir_all(&dir).map_err(at("make cgroup", &dir))?;
+            }
+            Ok(())
         })
     }
 

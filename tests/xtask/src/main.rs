@@ -12,6 +12,7 @@ mod forward;
 mod phase;
 mod prepare;
 mod suite;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -22,7 +23,8 @@ const HELP: &str = "\
 Usage: cargo xtask COMMAND
 
   demo [--down]                      build all, start a cluster, run a wasm component and an OCI container on it
-  test [FILTER]                      check the style, run the tests; with FILTER only the tests whose names have it
+  test [--vm] [FILTER]               check the style, run the tests; with FILTER only the tests whose names have it;
+                                     with --vm then the runtime's on cgroup v2, in a virtual machine
   bench NAME [--check] [--json FILE] measure; NAME is first-apply. --check fails where a target is missed
   build                              build what the others use
   help                               print this

@@ -53,12 +53,31 @@ const FOR_TESTS: &[Package] = &[
     },
 ];
 
+/// What the tests in a virtual machine use beside that.
+const FOR_VM: &[Package] = &[
+    Package {
+        name: "qemu-system-x86",
+        why: "runs another kernel",
+        shown_by: &["qemu-system-x86_64", "--version"],
+    },
+    Package {
+        name: "busybox-static",
+        why: "the first programs in the virtual machine",
+        shown_by: &["busybox", "true"],
+    },
+];
+
 const TARGETS: [&str; 1] = ["wasm32-wasip2"];
 
 /// For building, and where `tests` is set for the tests.
 pub fn run(places: &Places, tests: bool) -> Result<()> {
-    packages(tests)?;
+    packages(PACKAGES.iter().chain(if tests { FOR_TESTS } else { &[] }))?;
     targets(places)
+}
+
+/// For the tests in a virtual machine.
+pub fn for_vm() -> Result<()> {
+    packages(FOR_VM)
 }
 
 /// Whether this process is root's.
@@ -77,9 +96,8 @@ pub fn need_root(what: &str) -> Result<()> {
     .into())
 }
 
-fn packages(tests: bool) -> Result<()> {
-    let wanted = PACKAGES.iter().chain(if tests { FOR_TESTS } else { &[] });
-    let missing: Vec<&Package> = wanted.filter(|package| !is_there(package)).collect();
+fn packages<'a>(wanted: impl IntoIterator<Item = &'a Package>) -> Result<()> {
+    let missing: Vec<&Package> = wanted.into_iter().filter(|package| !is_there(package)).collect();
     if missing.is_empty() {
         return Ok(());
     }

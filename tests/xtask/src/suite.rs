@@ -6,13 +6,15 @@ use std::process::{Command, ExitCode};
 
 use crate::build::{self, Places};
 use crate::phase::Phases;
-use crate::{Result, command, prepare};
+use crate::{Result, command, prepare, vm};
 use tally::Tally;
 
 /// They build for wasm alone.
 const GUESTS: [&str; 2] = ["greeter", "wharf-guests"];
 
 pub fn run(arguments: &[String]) -> Result<ExitCode> {
+    let mut arguments = arguments.to_vec();
+    let in_vm = crate::flag(&mut arguments, "--vm");
     let (filters, options): (Vec<_>, Vec<_>) = arguments.iter().partition(|word| !word.starts_with('-'));
     crate::nothing_more(&options.into_iter().cloned().collect::<Vec<_>>())?;
     prepare::need_root("test")?;
@@ -30,6 +32,10 @@ pub fn run(arguments: &[String]) -> Result<ExitCode> {
         if tally.check(built) {
             let ran = phases.run("tests", || tests(&places, &filters, &mut tally));
             tally.check(ran);
+            if in_vm {
+                let ran = phases.run("tests on cgroup v2", || on_cgroup_v2(&places, &mut tally));
+                tally.check(ran);
+            }
         }
     }
     phases.summary();
@@ -58,6 +64,20 @@ fn clippy(places: &Places) -> Result<()> {
 
 fn deny_warnings(clippy: &mut Command) -> &mut Command {
     clippy.args(["--", "-D", "warnings"])
+}
+
+fn on_cgroup_v2(places: &Places, tally: &mut Tally) -> Result<()> {
+    let skipped = vm::run(places, |line| {
+        if command::shows_all() {
+            println!("{line}");
+        }
+        tally.hear(line);
+    })?;
+    match skipped {
+        Some(why) => tally.skip(&format!("all tests on cgroup v2: {why}")),
+        None => tally.end(true),
+    }
+    Ok(())
 }
 
 /// Runs the tests of all default members. Cargo runs one test program at a time, so clusters do not meet.

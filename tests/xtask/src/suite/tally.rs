@@ -34,6 +34,12 @@ impl Tally {
         false
     }
 
+    /// Counts what this machine cannot do.
+    pub fn skip(&mut self, what: &str) {
+        self.skipped += 1;
+        self.skips.push(what.to_owned());
+    }
+
     /// Takes the next line of `cargo test`.
     pub fn hear(&mut self, line: &str) {
         let bare = line.trim_start();
