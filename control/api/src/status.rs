@@ -363,6 +363,7 @@ enum FieldErrorKind {
     Forbidden,
     NotFound,
     TooLong,
+    TooMany,
 }
 
 impl FieldErrorKind {
@@ -375,6 +376,7 @@ impl FieldErrorKind {
             Self::Forbidden => "FieldValueForbidden",
             Self::NotFound => "FieldValueNotFound",
             Self::TooLong => "FieldValueTooLong",
+            Self::TooMany => "FieldValueTooMany",
         }
     }
 
@@ -387,6 +389,7 @@ impl FieldErrorKind {
             Self::Forbidden => "Forbidden",
             Self::NotFound => "Not found",
             Self::TooLong => "Too long",
+            Self::TooMany => "Too many",
         }
     }
 }
@@ -432,6 +435,11 @@ impl FieldError {
 
     pub fn forbidden(field: impl Into<String>, detail: impl Into<String>) -> Self {
         Self::new(FieldErrorKind::Forbidden, field, String::new(), detail)
+    }
+
+    pub fn too_many(field: impl Into<String>, count: usize, max: usize) -> Self {
+        let detail = format!("must have at most {max} items");
+        Self::new(FieldErrorKind::TooMany, field, count.to_string(), detail)
     }
 
     pub fn too_long(field: impl Into<String>, max: usize) -> Self {

@@ -236,6 +236,39 @@ pub fn one_of(object: &Value, pointer: &str, field: &str, allowed: &[&str], erro
     }
 }
 
+/// A number that is not negative, or a percentage.
+pub fn int_or_percent(value: Option<&Value>, field: &str, errors: &mut Vec<FieldError>) {
+    match value {
+        Some(Value::Number(number)) if number.as_i64().is_some_and(|number| number < 0) => {
+            errors.push(FieldError::invalid(
+                field,
+                number.as_i64().unwrap_or(0),
+                "must be greater than or equal to 0",
+            ));
+        }
+        Some(Value::String(percent)) => {
+            let number = percent.strip_suffix('%').and_then(|digits| digits.parse::<u32>().ok());
+            if number.is_none() {
+                errors.push(FieldError::invalid(
+                    field,
+                    percent.as_str(),
+                    "a valid percent string must be a numeric string followed by an ending '%' (e.g. '1%',  or '93%', regex used for validation is '[0-9]+%')",
+                ));
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Whether a number or percentage is nothing.
+pub fn is_zero(value: &Value) -> bool {
+    match value {
+        Value::Number(number) => number.as_i64() == Some(0),
+        Value::String(percent) => percent == "0%",
+        _ => false,
+    }
+}
+
 /// `field` may not change once it is set.
 pub fn immutable(new: &Value, old: &Value, pointer: &str, field: &str, errors: &mut Vec<FieldError>) {
     let (new, old) = (new.pointer(pointer), old.pointer(pointer));

@@ -41,6 +41,7 @@
 //! ```
 
 pub mod api;
+pub mod cron;
 pub mod event;
 pub mod identity;
 pub mod log;

@@ -1,5 +1,9 @@
 //! What `kubectl get` and `wctl get` show of each kind: the columns of a `Table`.
 
+mod workloads;
+
+pub use workloads::*;
+
 use jiff::Timestamp;
 use serde_json::{Value, json};
 

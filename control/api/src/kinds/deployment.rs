@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::{Strategy, pod_spec, replicaset};
 use crate::object::text;
 use crate::status::FieldError;
-use crate::validate::{at_least, immutable, one_of};
+use crate::validate::{at_least, immutable, int_or_percent, is_zero, one_of};
 
 pub struct Deployment;
 
@@ -14,7 +14,7 @@ impl Strategy for Deployment {
         at_least(new, "/spec/replicas", "spec.replicas", 0, errors);
         at_least(new, "/spec/minReadySeconds", "spec.minReadySeconds", 0, errors);
         at_least(new, "/spec/revisionHistoryLimit", "spec.revisionHistoryLimit", 0, errors);
-        replicaset::selector(new, errors);
+        replicaset::selector(new, "deployment", errors);
         pod_spec::template(&new["spec"]["template"], "spec.template", Some("Always"), errors);
         one_of(new, "/spec/strategy/type", "spec.strategy.type", &["Recreate", "RollingUpdate"], errors);
         let strategy = &new["spec"]["strategy"];
@@ -27,13 +27,10 @@ impl Strategy for Deployment {
             ));
         }
         for field in ["maxSurge", "maxUnavailable"] {
-            int_or_percent(strategy.pointer(&format!("/rollingUpdate/{field}")), field, errors);
+            let value = strategy.pointer(&format!("/rollingUpdate/{field}"));
+            int_or_percent(value, &format!("spec.strategy.rollingUpdate.{field}"), errors);
         }
-        let zero = |field: &str| match strategy.pointer(&format!("/rollingUpdate/{field}")) {
-            Some(Value::Number(number)) => number.as_i64() == Some(0),
-            Some(Value::String(percent)) => percent == "0%",
-            _ => false,
-        };
+        let zero = |field: &str| strategy.pointer(&format!("/rollingUpdate/{field}")).is_some_and(is_zero);
         if zero("maxSurge") && zero("maxUnavailable") {
             errors.push(FieldError::invalid(
                 "spec.strategy.rollingUpdate.maxUnavailable",
@@ -60,29 +57,5 @@ impl Strategy for Deployment {
 
     fn has_generation(&self) -> bool {
         true
-    }
-}
-
-fn int_or_percent(value: Option<&Value>, field: &str, errors: &mut Vec<FieldError>) {
-    let field = format!("spec.strategy.rollingUpdate.{field}");
-    match value {
-        Some(Value::Number(number)) if number.as_i64().is_some_and(|number| number < 0) => {
-            errors.push(FieldError::invalid(
-                field,
-                number.as_i64().unwrap_or(0),
-                "must be greater than or equal to 0",
-            ));
-        }
-        Some(Value::String(percent)) => {
-            let number = percent.strip_suffix('%').and_then(|digits| digits.parse::<u32>().ok());
-            if number.is_none() {
-                errors.push(FieldError::invalid(
-                    field,
-                    percent.as_str(),
-                    "a valid percent string must be a numeric string followed by an ending '%' (e.g. '1%',  or '93%', regex used for validation is '[0-9]+%')",
-                ));
-            }
-        }
-        _ => {}
     }
 }

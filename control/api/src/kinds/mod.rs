@@ -15,9 +15,14 @@ use crate::validate;
 
 pub mod columns;
 mod config;
+mod daemonset;
 mod deployment;
+mod disruption;
+mod endpoints;
 mod event;
+mod job;
 mod lease;
+mod limits;
 mod namespace;
 mod node;
 mod pod;
@@ -25,8 +30,10 @@ pub mod pod_spec;
 mod pod_volumes;
 mod rbac;
 mod replicaset;
+mod revision;
 mod runtimeclass;
 mod service;
+mod statefulset;
 mod table;
 
 pub use columns::{Column, Priority};

@@ -14,7 +14,7 @@ impl Strategy for ReplicaSet {
     fn validate(&self, new: &Value, errors: &mut Vec<FieldError>) {
         at_least(new, "/spec/replicas", "spec.replicas", 0, errors);
         at_least(new, "/spec/minReadySeconds", "spec.minReadySeconds", 0, errors);
-        selector(new, errors);
+        selector(new, "replicaset", errors);
         pod_spec::template(&new["spec"]["template"], "spec.template", Some("Always"), errors);
     }
 
@@ -27,8 +27,9 @@ impl Strategy for ReplicaSet {
     }
 }
 
-/// A workload's selector is there, selects something, and selects its own template's pods.
-pub fn selector(workload: &Value, errors: &mut Vec<FieldError>) {
+/// A workload's selector is there, selects something, and selects its own template's pods; `kind` names the
+/// workload to the user.
+pub fn selector(workload: &Value, kind: &str, errors: &mut Vec<FieldError>) {
     let selector = &workload["spec"]["selector"];
     if selector.is_null() {
         return errors.push(FieldError::required("spec.selector", ""));
@@ -37,7 +38,7 @@ pub fn selector(workload: &Value, errors: &mut Vec<FieldError>) {
         return errors.push(FieldError::invalid(
             "spec.selector",
             selector.clone(),
-            "empty selector is invalid for deployment",
+            format!("empty selector is invalid for {kind}"),
         ));
     }
     let typed: Result<k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector, _> =

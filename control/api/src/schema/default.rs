@@ -69,6 +69,8 @@ fn rule(name: &str) -> Option<Rule> {
         "core.v1.Secret" => secret,
         "core.v1.NodeStatus" => node_status,
         "rbac.v1.Subject" => subject,
+        "batch.v1.Job" => job,
+        "core.v1.LimitRangeItem" => limits,
         _ => return None,
     })
 }
@@ -78,6 +80,8 @@ fn late_rule(name: &str) -> Option<Rule> {
     Some(match name {
         "core.v1.Pod" => pod,
         "apps.v1.DeploymentStrategy" => deployment_strategy,
+        "apps.v1.DaemonSetUpdateStrategy" => daemon_set_strategy,
+        "apps.v1.StatefulSetUpdateStrategy" => stateful_set_strategy,
         _ => return None,
     })
 }
@@ -164,11 +168,68 @@ fn requests_from_limits(resources: &mut Object) {
 }
 
 fn deployment_strategy(strategy: &mut Object) {
-    if strategy.get("type").and_then(Value::as_str) == Some("RollingUpdate") {
-        set(strategy, "rollingUpdate", || json!({}));
-        if let Some(rolling) = strategy.get_mut("rollingUpdate").and_then(Value::as_object_mut) {
-            set(rolling, "maxSurge", || "25%".into());
-            set(rolling, "maxUnavailable", || "25%".into());
+    if let Some(rolling) = rolling(strategy) {
+        set(rolling, "maxSurge", || "25%".into());
+        set(rolling, "maxUnavailable", || "25%".into());
+    }
+}
+
+/// The `rollingUpdate` of a strategy that is one.
+fn rolling(strategy: &mut Object) -> Option<&mut Object> {
+    if strategy.get("type").and_then(Value::as_str) != Some("RollingUpdate") {
+        return None;
+    }
+    set(strategy, "rollingUpdate", || json!({}));
+    strategy.get_mut("rollingUpdate").and_then(Value::as_object_mut)
+}
+
+fn daemon_set_strategy(strategy: &mut Object) {
+    if let Some(rolling) = rolling(strategy) {
+        set(rolling, "maxSurge", || 0.into());
+        set(rolling, "maxUnavailable", || 1.into());
+    }
+}
+
+fn stateful_set_strategy(strategy: &mut Object) {
+    if let Some(rolling) = rolling(strategy) {
+        set(rolling, "partition", || 0.into());
+    }
+}
+
+/// A Job alone gets these, not the template of one in a CronJob.
+fn job(job: &mut Object) {
+    set(job, "spec", || json!({}));
+    let labels = job.get("spec").and_then(|spec| spec.pointer("/template/metadata/labels")).cloned();
+    if let (Some(labels), Some(meta)) = (labels, job.get_mut("metadata").and_then(Value::as_object_mut)) {
+        set(meta, "labels", || labels);
+    }
+    let Some(spec) = job.get_mut("spec").and_then(Value::as_object_mut) else { return };
+    if !spec.contains_key("completions") && !spec.contains_key("parallelism") {
+        spec.insert("completions".to_owned(), 1.into());
+    }
+    set(spec, "parallelism", || 1.into());
+    // Failures are counted for each index alone where an index has a limit.
+    let limit = if spec.contains_key("backoffLimitPerIndex") { i32::MAX } else { 6 };
+    set(spec, "backoffLimit", || limit.into());
+    set(spec, "completionMode", || "NonIndexed".into());
+    set(spec, "suspend", || false.into());
+    set(spec, "manualSelector", || false.into());
+    let replace = if spec.contains_key("podFailurePolicy") { "Failed" } else { "TerminatingOrFailed" };
+    set(spec, "podReplacementPolicy", || replace.into());
+}
+
+/// A limit nobody set is the most there may be; a request nobody set is the limit, or else the least.
+fn limits(item: &mut Object) {
+    if item.get("type").and_then(Value::as_str) != Some("Container") {
+        return;
+    }
+    for (field, source) in [("default", "max"), ("defaultRequest", "default"), ("defaultRequest", "min")] {
+        let Some(amounts) = item.get(source).and_then(Value::as_object).cloned() else { continue };
+        set(item, field, || json!({}));
+        if let Some(into) = item.get_mut(field).and_then(Value::as_object_mut) {
+            for (name, amount) in amounts {
+                into.entry(name).or_insert(amount);
+            }
         }
     }
 }

@@ -15,3 +15,4 @@ mod reviews;
 mod tokens;
 mod two_servers;
 mod watches;
+mod workloads;
