@@ -174,7 +174,7 @@ impl Inner {
                 _ => {}
             }
         } else if !wanted.object["rules"].is_null() {
-            call.add_missing_rules(&wanted.object, &options).await?;
+            call.complete_role(&wanted.object, &options).await?;
         }
         Ok(())
     }

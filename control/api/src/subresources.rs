@@ -251,8 +251,8 @@ impl Call {
         represent::object(form, &self.kind, 200, &written.value, written.revision)
     }
 
-    /// Adds rules that a default role lacks, unless its owner turned that off.
-    pub async fn add_missing_rules(&mut self, wanted: &Value, options: &WriteOptions) -> Result<()> {
+    /// Adds what a default role lacks, rules above all, unless its owner turned that off.
+    pub async fn complete_role(&mut self, wanted: &Value, options: &WriteOptions) -> Result<()> {
         let change = Change { options, subresource: None, missing: Missing::NotFound, track: Track::Update };
         self.change(change, |old, _| {
             let Some(old) = old else { return Err(Status::internal("the role went away")) };
@@ -262,13 +262,23 @@ impl Call {
                 .and_then(|annotations| annotations.get("rbac.authorization.kubernetes.io/autoupdate"))
                 .is_some_and(|value| value == "false");
             if !manual {
-                let mut rules = list(old, "/rules").to_vec();
-                for rule in list(wanted, "/rules") {
-                    if !rules.contains(rule) {
-                        rules.push(rule.clone());
-                    }
+                for (label, value) in object::entries(wanted, "/metadata/labels") {
+                    let labels = child_of_metadata(&mut new, "labels");
+                    labels.entry(label).or_insert_with(|| value.clone());
                 }
-                object::map(&mut new).insert("rules".to_owned(), rules.into());
+                if wanted["aggregationRule"].is_object() {
+                    // Its rules are the controller's to find.
+                    let role = object::map(&mut new);
+                    role.entry("aggregationRule").or_insert_with(|| wanted["aggregationRule"].clone());
+                } else {
+                    let mut rules = list(old, "/rules").to_vec();
+                    for rule in list(wanted, "/rules") {
+                        if !rules.contains(rule) {
+                            rules.push(rule.clone());
+                        }
+                    }
+                    object::map(&mut new).insert("rules".to_owned(), rules.into());
+                }
             }
             Ok(new)
         })

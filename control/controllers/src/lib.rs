@@ -12,6 +12,7 @@
 //! | [`namespace`] | Namespaces, what goes in them | empties and finalizes those being deleted |
 //! | [`account`] | Namespaces, default ServiceAccounts | a `default` account in each namespace |
 //! | [`root_ca`] | Namespaces, ConfigMaps of that name | `kube-root-ca.crt` in each namespace |
+//! | [`role`] | ClusterRoles | the rules of those that are made of others |
 //! | [`node::lifecycle`] | Nodes, node Leases | Ready=Unknown and taints when a node falls silent |
 //! | [`node::ipam`] | Nodes | a pod range for each node |
 //! | [`node::pods`] | Pods, Nodes | deletes pods of vanished nodes, and the oldest of too many ended ones |
@@ -25,6 +26,7 @@ pub mod namespace;
 pub mod node;
 mod objects;
 pub mod replicaset;
+pub mod role;
 pub mod root_ca;
 mod status;
 pub mod views;
@@ -91,6 +93,7 @@ const LOOPS: &[(&str, Run)] = &[
     ("namespace", |context| Box::pin(namespace::run(context))),
     ("account", |context| Box::pin(account::run(context))),
     ("root-ca", |context| Box::pin(root_ca::run(context))),
+    ("role", |context| Box::pin(role::run(context))),
     ("node-lifecycle", |context| Box::pin(node::lifecycle::run(context))),
     ("node-ipam", |context| Box::pin(node::ipam::run(context))),
     ("node-pods", |context| Box::pin(node::pods::run(context))),

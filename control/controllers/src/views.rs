@@ -320,6 +320,35 @@ pub struct NodeStatus {
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ClusterRole {
+    pub metadata: Meta,
+    aggregation_rule: Option<AggregationRule>,
+    #[serde(deserialize_with = "or_default")]
+    pub rules: Vec<serde_json::Value>,
+}
+
+view!(ClusterRole, Kind::new("rbac.authorization.k8s.io", "v1", "ClusterRole", "clusterroles").cluster());
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct AggregationRule {
+    #[serde(deserialize_with = "or_default")]
+    cluster_role_selectors: Vec<LabelSelector>,
+}
+
+impl ClusterRole {
+    pub fn is_aggregated(&self) -> bool {
+        self.aggregation_rule.is_some()
+    }
+
+    /// Which roles it is made of.
+    pub fn selectors(&self) -> impl Iterator<Item = &LabelSelector> {
+        self.aggregation_rule.iter().flat_map(|rule| &rule.cluster_role_selectors)
+    }
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
 pub struct Lease {
     pub metadata: Meta,

@@ -12,6 +12,7 @@ use crate::storage::Storage;
 mod namespace_lifecycle;
 mod node_restriction;
 mod pods;
+mod priority;
 
 /// What is about to happen to the object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +51,17 @@ impl World<'_> {
     }
 }
 
+impl World<'_> {
+    /// All objects of a built-in cluster-wide kind, decoded.
+    pub fn all(&self, group: &str, plural: &str) -> Vec<Value> {
+        let prefix = self.kinds.builtin(group, plural).prefix();
+        let snapshot = futures::FutureExt::now_or_never(self.storage.snapshot(&prefix, None));
+        // A snapshot of the present never waits.
+        let Some(Ok(snapshot)) = snapshot else { return Vec::new() };
+        snapshot.iter().filter_map(|stored| serde_json::from_slice(&stored.value).ok()).collect()
+    }
+}
+
 type Plugin = fn(&mut Request<'_>, &World<'_>) -> Result<()>;
 
 /// The chain, in its order: later plugins see what earlier ones set.
@@ -57,7 +69,7 @@ const CHAIN: &[(&str, Plugin)] = &[
     ("NamespaceLifecycle", namespace_lifecycle::admit),
     ("NodeRestriction", node_restriction::admit),
     ("ServiceAccount", pods::service_account),
-    ("Priority", pods::priority),
+    ("Priority", priority::admit),
     ("RuntimeClass", pods::runtime_class),
     ("DefaultTolerationSeconds", pods::default_toleration_seconds),
 ];

@@ -29,35 +29,6 @@ pub fn service_account(request: &mut Request<'_>, _world: &World<'_>) -> Result<
     Ok(())
 }
 
-/// Until PriorityClasses are served, the two built-in names and the default 0 are what there is.
-pub fn priority(request: &mut Request<'_>, _world: &World<'_>) -> Result<()> {
-    if !is_new_pod(request) {
-        return Ok(());
-    }
-    let class = text(request.object, "/spec/priorityClassName").to_owned();
-    let value = match class.as_str() {
-        "" => 0,
-        "system-cluster-critical" => 2_000_000_000_i64,
-        "system-node-critical" => 2_000_001_000,
-        other => {
-            let why = format!("no PriorityClass with name {other} was found");
-            return Err(Status::forbidden_kind(request.kind, request.name, &why));
-        }
-    };
-    let given = request.object.pointer("/spec/priority").and_then(Value::as_i64);
-    if given.is_some_and(|given| given != value) {
-        let why = format!(
-            "the integer value of priority ({}) must not be provided in pod spec; priority admission controller computed {value} from the given PriorityClass name",
-            given.unwrap_or_default()
-        );
-        return Err(Status::forbidden_kind(request.kind, request.name, &why));
-    }
-    let spec = child(request.object, "spec");
-    spec.insert("priority".to_owned(), value.into());
-    spec.entry("preemptionPolicy").or_insert_with(|| "PreemptLowerPriority".into());
-    Ok(())
-}
-
 /// Checks that the runtime class exists, and takes its overhead and scheduling over into the pod.
 pub fn runtime_class(request: &mut Request<'_>, world: &World<'_>) -> Result<()> {
     if !is_new_pod(request) {

@@ -2,6 +2,8 @@
 
 use serde_json::{Value, json};
 
+use crate::kinds::priority_class;
+
 const RBAC: &str = "rbac.authorization.k8s.io";
 
 /// An object to be there, with the group and plural it belongs to.
@@ -32,6 +34,34 @@ fn role(name: &str, rules: Vec<Value>) -> Bootstrap {
         "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": metadata(name), "rules": rules,
     });
     Bootstrap { group: RBAC, plural: "clusterroles", object }
+}
+
+/// `role` as part of the roles that aggregate by this label.
+fn part_of(label: &str, mut role: Bootstrap) -> Bootstrap {
+    role.object["metadata"]["labels"][aggregate_label(label)] = json!("true");
+    role
+}
+
+/// A role made of those that [`part_of`] says. The rules are what the aggregation comes to, so that it has them
+/// before the controller has looked at it.
+fn sum_of(label: &str, mut role: Bootstrap) -> Bootstrap {
+    let selector = json!({"matchLabels": {aggregate_label(label): "true"}});
+    role.object["aggregationRule"] = json!({"clusterRoleSelectors": [selector]});
+    role
+}
+
+fn aggregate_label(of: &str) -> String {
+    format!("rbac.authorization.k8s.io/aggregate-to-{of}")
+}
+
+/// Both lists, each rule once.
+fn union(mut rules: Vec<Value>, more: Vec<Value>) -> Vec<Value> {
+    for rule in more {
+        if !rules.contains(&rule) {
+            rules.push(rule);
+        }
+    }
+    rules
 }
 
 fn binding(name: &str, role: &str, kind: &str, subjects: &[&str]) -> Bootstrap {
@@ -98,9 +128,9 @@ fn view_rules() -> Vec<Value> {
     ]
 }
 
+/// What may be done in a namespace besides: everything but RBAC.
 fn edit_rules() -> Vec<Value> {
-    let mut rules = view_rules();
-    rules.extend([
+    vec![
         rule(
             &[""],
             &[
@@ -144,20 +174,20 @@ fn edit_rules() -> Vec<Value> {
             &["leases"],
             &["get", "list", "watch", "create", "delete", "deletecollection", "patch", "update"],
         ),
-    ]);
-    rules
+    ]
 }
 
 fn admin_rules() -> Vec<Value> {
-    let mut rules = edit_rules();
-    rules.push(rule(&[RBAC], &["roles", "rolebindings"], &[READ, WRITE].concat()));
-    rules.push(rule(&["authorization.k8s.io"], &["localsubjectaccessreviews"], &["create"]));
-    rules
+    vec![
+        rule(&[RBAC], &["roles", "rolebindings"], &[READ, WRITE].concat()),
+        rule(&["authorization.k8s.io"], &["localsubjectaccessreviews"], &["create"]),
+    ]
 }
 
 /// Roles first, so that bindings find theirs.
 pub fn rbac() -> Vec<Bootstrap> {
     let events = || rule(&["", "events.k8s.io"], &["events"], &["create", "patch", "update"]);
+    let edit = || union(edit_rules(), view_rules());
     let discovery = [
         "/api",
         "/api/*",
@@ -173,9 +203,13 @@ pub fn rbac() -> Vec<Bootstrap> {
     ];
     vec![
         role("cluster-admin", vec![rule(ALL, ALL, ALL), paths(ALL, ALL)]),
-        role("admin", admin_rules()),
-        role("edit", edit_rules()),
-        role("view", view_rules()),
+        part_of("view", role("system:aggregate-to-view", view_rules())),
+        part_of("edit", role("system:aggregate-to-edit", edit_rules())),
+        part_of("admin", role("system:aggregate-to-admin", admin_rules())),
+        // In the order in which the controller puts the parts: by name.
+        sum_of("admin", role("admin", union(edit(), admin_rules()))),
+        part_of("admin", sum_of("edit", role("edit", edit()))),
+        part_of("edit", sum_of("view", role("view", view_rules()))),
         role("system:discovery", vec![paths(&discovery, &["get"])]),
         role(
             "system:public-info-viewer",
@@ -220,6 +254,15 @@ pub fn rbac() -> Vec<Bootstrap> {
                 rule(&["node.k8s.io"], &["runtimeclasses"], READ),
             ],
         ),
+        // For machines that ask to become nodes; whose tokens get it is the administrator's to say.
+        role(
+            "system:node-bootstrapper",
+            vec![rule(
+                &["certificates.k8s.io"],
+                &["certificatesigningrequests"],
+                &["create", "get", "list", "watch"],
+            )],
+        ),
         // For servers that leave authentication and authorization to this one.
         role(
             "system:auth-delegator",
@@ -243,6 +286,8 @@ pub fn rbac() -> Vec<Bootstrap> {
                 ),
                 rule(&[""], &["pods", "serviceaccounts", "configmaps", "secrets", "endpoints"], &["create"]),
                 rule(&[""], &["serviceaccounts/token"], &["create"]),
+                // Aggregation gives roles rules that the controller itself does not have.
+                rule(&[RBAC], &["clusterroles"], &["escalate"]),
                 rule(&["apps"], &["replicasets", "controllerrevisions"], &["create"]),
                 rule(&["batch"], &["jobs"], &["create"]),
                 rule(&["discovery.k8s.io"], &["endpointslices"], &["create"]),
@@ -306,7 +351,7 @@ pub fn rbac() -> Vec<Bootstrap> {
     ]
 }
 
-/// The namespaces and runtime classes of every cluster.
+/// The namespaces, runtime classes and priority classes of every cluster.
 pub fn objects() -> Vec<Bootstrap> {
     let namespaces =
         ["default", "kube-system", "kube-public", "kube-node-lease"].into_iter().map(|name| Bootstrap {
@@ -321,5 +366,13 @@ pub fn objects() -> Vec<Bootstrap> {
             "apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": name}, "handler": name,
         }),
     });
-    namespaces.chain(classes).collect()
+    let priorities = priority_class::SYSTEM.into_iter().map(|(name, value, description)| Bootstrap {
+        group: "scheduling.k8s.io",
+        plural: "priorityclasses",
+        object: json!({
+            "apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": name},
+            "value": value, "description": description,
+        }),
+    });
+    namespaces.chain(classes).chain(priorities).collect()
 }

@@ -111,6 +111,20 @@ pub const LEASE: &[Column] =
 
 pub const RUNTIME_CLASS: &[Column] = &[NAME, text_column("Handler", |o, _| json!(text(o, "/handler"))), AGE];
 
+pub const PRIORITY_CLASS: &[Column] = &[
+    NAME,
+    count("Value", |o, _| json!(number(o, "/value").unwrap_or(0))),
+    Column {
+        name: "Global-Default",
+        type_: "boolean",
+        format: "",
+        priority: Priority::Always,
+        cell: |o, _| json!(flag(o, "/globalDefault")),
+    },
+    AGE,
+    text_column("PreemptionPolicy", |o, _| json!(text(o, "/preemptionPolicy"))),
+];
+
 pub const ROLE: &[Column] = &[
     NAME,
     Column {

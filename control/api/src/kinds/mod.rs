@@ -28,6 +28,7 @@ mod node;
 mod pod;
 pub mod pod_spec;
 mod pod_volumes;
+pub mod priority_class;
 mod rbac;
 mod replicaset;
 mod revision;

@@ -3,7 +3,7 @@
 use super::Subresource::{Binding, Eviction, Finalize, Log, PortForward, Scale, Status, Token};
 use super::{
     Kind, columns, config, daemonset, deployment, disruption, endpoints, event, job, lease, limits,
-    namespace, node, pod, rbac, replicaset, revision, runtimeclass, service, statefulset,
+    namespace, node, pod, priority_class, rbac, replicaset, revision, runtimeclass, service, statefulset,
 };
 use crate::reviews;
 
@@ -85,6 +85,8 @@ pub fn rows() -> Vec<Kind> {
         Kind::new("policy", "v1", "PodDisruptionBudget", "poddisruptionbudgets").short_names(&["pdb"])
             .subresources(&[Status])
             .columns(columns::DISRUPTION_BUDGET).strategy(&disruption::PodDisruptionBudget),
+        Kind::new("scheduling.k8s.io", "v1", "PriorityClass", "priorityclasses").short_names(&["pc"])
+            .cluster_wide().columns(columns::PRIORITY_CLASS).strategy(&priority_class::PriorityClass),
         Kind::new(RBAC, "v1", "ClusterRole", "clusterroles").cluster_wide()
             .columns(columns::ROLE).strategy(&rbac::ClusterRole),
         Kind::new(RBAC, "v1", "ClusterRoleBinding", "clusterrolebindings").cluster_wide()

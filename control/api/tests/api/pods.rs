@@ -221,3 +221,79 @@ async fn logs_and_port_forwards_go_to_the_node() {
     assert_eq!(&bytes, b"ping");
     assert_eq!(get(&client, &format!("{PODS}/a/portforward")).await.0, 400);
 }
+
+#[tokio::test]
+async fn a_pods_class_says_its_priority() {
+    let harness = Harness::start().await;
+    let client = harness.admin();
+    let classes = "/apis/scheduling.k8s.io/v1/priorityclasses";
+    let make = async |spec: Value| {
+        let mut spec = spec;
+        spec["containers"] = json!([{"name": "c", "image": "i"}]);
+        let body = json!({"metadata": {"generateName": "p-"}, "spec": spec});
+        let (code, pod) = call(&client, "POST", "/api/v1/namespaces/default/pods", body).await;
+        let message = pod["message"].as_str().unwrap_or_default().to_owned();
+        (code, pod["spec"].clone(), message)
+    };
+    let class = async |name: &str, fields: Value| {
+        let mut body = json!({"metadata": {"name": name}});
+        for (key, value) in fields.as_object().unwrap() {
+            body[key] = value.clone();
+        }
+        let (code, answer) = call(&client, "POST", classes, body).await;
+        (code, answer["message"].as_str().unwrap_or_default().to_owned())
+    };
+    let (_, spec, _) = make(json!({})).await;
+    assert_eq!((&spec["priority"], &spec["preemptionPolicy"]), (&json!(0), &json!("PreemptLowerPriority")));
+    let (_, spec, _) = make(json!({"priorityClassName": "system-node-critical"})).await;
+    assert_eq!(spec["priority"], 2_000_001_000);
+    assert_eq!(class("high", json!({"value": 1000, "preemptionPolicy": "Never"})).await.0, 201);
+    let (_, spec, _) = make(json!({"priorityClassName": "high"})).await;
+    assert_eq!((&spec["priority"], &spec["preemptionPolicy"]), (&json!(1000), &json!("Never")));
+    for (spec, message) in [
+        (json!({"priorityClassName": "none"}), "no PriorityClass with name none was found"),
+        (
+            json!({"priorityClassName": "high", "priority": 5}),
+            "the integer value of priority (5) must not be provided in pod spec; priority admission controller computed 1000 from the given PriorityClass name",
+        ),
+        (
+            json!({"priorityClassName": "high", "preemptionPolicy": "PreemptLowerPriority"}),
+            "the string value of PreemptionPolicy (PreemptLowerPriority) must not be provided",
+        ),
+    ] {
+        let (code, _, text) = make(spec).await;
+        assert_eq!(code, 403);
+        assert!(text.contains(message), "{text}");
+    }
+    for (name, fields, code, message) in [
+        ("mid", json!({"value": 10, "globalDefault": true}), 201, ""),
+        (
+            "more",
+            json!({"value": 11, "globalDefault": true}),
+            403,
+            "PriorityClass mid is already marked as default. Only one default can exist",
+        ),
+        (
+            "huge",
+            json!({"value": 1_000_000_001}),
+            422,
+            "maximum allowed value of a user defined priority is 1000000000",
+        ),
+        ("system-mine", json!({"value": 1}), 422, "reserved for system use only"),
+        (
+            "odd",
+            json!({"value": 1, "preemptionPolicy": "Always"}),
+            422,
+            "supported values: \"Never\", \"PreemptLowerPriority\"",
+        ),
+    ] {
+        let (found, text) = class(name, fields).await;
+        assert_eq!(found, code, "{text}");
+        assert!(text.contains(message), "{text}");
+    }
+    let (_, spec, _) = make(json!({})).await;
+    assert_eq!((&spec["priorityClassName"], &spec["priority"]), (&json!("mid"), &json!(10)));
+    let (code, answer) = call(&client, "DELETE", &format!("{classes}/system-node-critical"), json!({})).await;
+    assert_eq!(code, 403, "{answer}");
+    assert_eq!(call(&client, "DELETE", &format!("{classes}/high"), json!({})).await.0, 200);
+}

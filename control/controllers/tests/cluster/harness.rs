@@ -28,6 +28,8 @@ pub const MAPS: Kind = Kind::core("ConfigMap", "configmaps");
 pub const ACCOUNTS: Kind = Kind::core("ServiceAccount", "serviceaccounts");
 pub const DEPLOYMENTS: Kind = Kind::new("apps", "v1", "Deployment", "deployments");
 pub const SETS: Kind = Kind::new("apps", "v1", "ReplicaSet", "replicasets");
+pub const CLUSTER_ROLES: Kind =
+    Kind::new("rbac.authorization.k8s.io", "v1", "ClusterRole", "clusterroles").cluster();
 const LEASES: Kind = Kind::new("coordination.k8s.io", "v1", "Lease", "leases");
 
 pub struct World {

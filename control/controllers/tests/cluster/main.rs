@@ -331,3 +331,45 @@ async fn an_idle_control_plane_asks_for_nothing() {
     world.none_left("default", &[SETS, PODS]).await;
     world.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn roles_that_are_made_of_others_follow_them() {
+    let world = World::start(LONG).await;
+    let label = |name: &str| json!({format!("rbac.authorization.k8s.io/aggregate-to-{name}"): "true"});
+    let rule =
+        |resource: &str| json!({"apiGroups": ["example.com"], "resources": [resource], "verbs": ["get"]});
+    let role = |name: &str, labels: Value, rules: Value| {
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
+            "metadata": {"name": name, "labels": labels}, "rules": rules,
+        })
+    };
+    let has = async |name: &str, rule: &Value, wanted: bool| {
+        world
+            .wait("aggregated", || async {
+                let role = world.get(CLUSTER_ROLES, "", name).await.ok_or("absent")?;
+                let found = role["rules"].as_array().is_some_and(|rules| rules.contains(rule));
+                if found == wanted { Ok(()) } else { Err(role["rules"].to_string()) }
+            })
+            .await;
+    };
+    let things = role("things-view", label("view"), json!([rule("things")]));
+    world.admin.create::<Ignored>(CLUSTER_ROLES, "", &things).await.unwrap();
+    // view is part of edit, and edit of admin.
+    for name in ["view", "edit", "admin"] {
+        has(name, &rule("things"), true).await;
+    }
+    patch(&world, CLUSTER_ROLES, "", "things-view", json!({"rules": [rule("others")]})).await;
+    for name in ["view", "edit", "admin"] {
+        has(name, &rule("others"), true).await;
+        has(name, &rule("things"), false).await;
+    }
+    // Who writes rules into a sum sees them go.
+    patch(&world, CLUSTER_ROLES, "", "view", json!({"rules": [rule("mine")]})).await;
+    has("view", &rule("mine"), false).await;
+    has("view", &rule("others"), true).await;
+    let how = Delete::default();
+    world.admin.delete::<Ignored>(CLUSTER_ROLES, &Key::cluster("things-view"), &how).await.unwrap();
+    has("admin", &rule("others"), false).await;
+    world.end().await;
+}
