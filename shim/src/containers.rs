@@ -108,7 +108,7 @@ impl Shim {
             return Err(Error::State { id, is: state_name(state), wanted: "created" });
         }
         if wasm {
-            self.wasm()?.start_container(&id).await?;
+            self.wasm()?.start_container(&id, None).await?;
         } else {
             self.oci.start_container(&id).await?;
         }

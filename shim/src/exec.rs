@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::net::unix::pipe;
+use tokio_util::task::AbortOnDropHandle;
 use wharf_cri::v1::ContainerState;
 use wharf_oci::Stdio;
 
 use crate::error::Error;
-use crate::shim::Shim;
+use crate::shim::{KILLED, Shim};
 
 /// What is kept of each stream of a command whose output is the answer (containerd's figure); the rest is read and
 /// dropped.
@@ -19,6 +20,7 @@ const DRAIN: Duration = Duration::from_secs(2);
 /// A process that was started in a container. Dropped, it is killed.
 pub enum Process {
     Oci(wharf_oci::Exec),
+    Wasm(AbortOnDropHandle<Result<i32, wharf_wasm::Error>>),
 }
 
 impl Process {
@@ -26,12 +28,14 @@ impl Process {
     pub async fn wait(&mut self) -> Result<i32, Error> {
         match self {
             Self::Oci(exec) => Ok(exec.wait().await?),
+            Self::Wasm(exec) => exec.await.map_or(Ok(KILLED), |code| Ok(code?)),
         }
     }
 
     pub fn kill(&mut self) {
         match self {
             Self::Oci(exec) => exec.kill(),
+            Self::Wasm(exec) => exec.abort(),
         }
     }
 }
@@ -65,7 +69,15 @@ impl Shim {
         }
         match wasm {
             false => Ok(Process::Oci(self.oci.exec(&id, args, stdio).await?)),
-            true => Err(Error::Unsupported(format!("container {id} is wasm, which cannot be entered yet"))),
+            true => {
+                let Stdio::Pipes([stdin, stdout, stderr]) = stdio else {
+                    return Err(Error::Unsupported("a wasm container has no terminal of its own".to_owned()));
+                };
+                let (host, exec) = (self.wasm()?.clone(), wharf_wasm::Exec { args, terminal: false });
+                let stdio = wharf_wasm::Stdio { stdin, stdout, stderr };
+                let run = tokio::spawn(async move { host.exec(&id, exec, stdio).await });
+                Ok(Process::Wasm(AbortOnDropHandle::new(run)))
+            }
         }
     }
 

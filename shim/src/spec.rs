@@ -124,6 +124,9 @@ pub fn wasm(
         memory_limit: u64::try_from(resources.memory_limit_in_bytes).ok().filter(|limit| *limit > 0),
         cpu,
         log_path: (!record.log_path.is_empty()).then(|| record.log_path.clone().into()),
+        stdin: config.stdin,
+        stdin_once: config.stdin_once,
+        terminal: config.tty,
         pod: sandbox.id.clone(),
     })
 }

@@ -21,13 +21,19 @@ use std::{
     process::Stdio,
     sync::Arc,
 };
-use wasmtime::{Engine, component::Component};
+use wasmtime::{Engine, Module, Precompiled, component::Component};
 
 /// What a compiler may say about a module.
 const LONGEST_COMPLAINT: usize = 4096;
-/// The first bytes of every module, and those after them that tell a component from a core module.
+/// The first bytes of every module and component.
 const MAGIC: &[u8] = b"\0asm";
-const LAYER_CORE: u16 = 0;
+
+/// Compiled code, mapped.
+pub(crate) enum Code {
+    Component(Component),
+    /// A core module.
+    Module(Module),
+}
 
 /// The compiled code in one directory.
 #[derive(Debug)]
@@ -61,15 +67,10 @@ impl Cache {
     /// The code of this module, from the cache or compiled now. Blocks: disk, and the compiler for seconds.
     ///
     /// Of several that ask for the same module at once, in this process or another, one compiles.
-    pub fn load(
-        self: &Arc<Self>,
-        engine: &Engine,
-        module: &Path,
-        digest: &str,
-    ) -> Result<Component, Failure> {
+    pub fn load(self: &Arc<Self>, engine: &Engine, module: &Path, digest: &str) -> Result<Code, Failure> {
         let name = self.name(digest)?;
-        if let Some(component) = self.stored(engine, &name) {
-            return Ok(component);
+        if let Some(code) = self.stored(engine, &name) {
+            return Ok(code);
         }
         let lock_path = self.dir.join(format!("{name}.lock"));
         let lock = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&lock_path);
@@ -78,7 +79,7 @@ impl Cache {
             .map_err(|(_, cause)| io_failure("lock", &lock_path, cause.into()))?;
         // Another may have compiled it while this one waited.
         let found = match self.stored(engine, &name) {
-            Some(component) => Ok(component),
+            Some(code) => Ok(code),
             None => self.compile(module, digest, &name).and_then(|()| {
                 self.stored(engine, &name).ok_or_else(|| Failure::Internal {
                     why: format!("code compiled for {digest} cannot be loaded"),
@@ -115,7 +116,7 @@ impl Cache {
 
     /// The code under this name, if it is there, ours, and fits this engine.
     #[expect(unsafe_code, reason = "mapping compiled code is unsafe by nature")]
-    fn stored(&self, engine: &Engine, name: &str) -> Option<Component> {
+    fn stored(&self, engine: &Engine, name: &str) -> Option<Code> {
         let path = self.dir.join(format!("{name}.cwasm"));
         let file = File::open(&path).ok()?;
         let expected = fs::read(path.with_extension("mac")).unwrap_or_default();
@@ -131,8 +132,14 @@ impl Cache {
         // the key is readable by root alone. The path leads to the file that was read for the MAC, since `file` is
         // open. Files of the cache are never written in place (see `write`), and the directory and its files are
         // root's alone, so nobody else can change or truncate it.
-        match unsafe { Component::deserialize_file(engine, checked) } {
-            Ok(component) => Some(component),
+        let code = unsafe {
+            match Engine::detect_precompiled_file(&checked) {
+                Ok(Some(Precompiled::Module)) => Module::deserialize_file(engine, checked).map(Code::Module),
+                _ => Component::deserialize_file(engine, checked).map(Code::Component),
+            }
+        };
+        match code {
+            Ok(code) => Some(code),
             Err(error) => {
                 tracing::warn!(path = %path.display(), error = format!("{error:#}"), "compiled code does not fit");
                 None
@@ -156,7 +163,7 @@ impl Cache {
             let said = String::from_utf8_lossy(&output.stderr);
             let said: String = said.trim().chars().take(LONGEST_COMPLAINT).collect();
             return Err(match output.status.code() {
-                Some(REFUSED) => Failure::Module { why: format!("not a valid component: {said}") },
+                Some(REFUSED) => Failure::Module { why: format!("not valid WebAssembly: {said}") },
                 Some(_) => Failure::Module { why: format!("compiling failed: {said}") },
                 None => Failure::Module {
                     why: format!(
@@ -189,26 +196,18 @@ impl Cache {
                 break;
             }
             hash.update(&chunk[..len]);
-            head.extend(chunk[..len].iter().take(8 - head.len().min(8)));
+            head.extend(chunk[..len].iter().take(MAGIC.len() - head.len().min(MAGIC.len())));
         }
         file.rewind().map_err(failed)?;
         let found = format!("sha256:{}", to_hex(&hash.finalize()));
         if !found.eq_ignore_ascii_case(digest) {
             return Err(Failure::Spec { why: format!("{} is {found}, not {digest}", path.display()) });
         }
-        match &head[..] {
-            [magic @ .., _, _, low, high] if magic == MAGIC => {
-                if u16::from_le_bytes([*low, *high]) == LAYER_CORE {
-                    let why = "this is a core module (WASI 0.1), not a component: not supported yet; build it as a \
-                               component, in Rust with --target wasm32-wasip2";
-                    return Err(Failure::Module { why: why.to_owned() });
-                }
-                Ok(())
-            }
-            _ => Err(Failure::Module {
-                why: "this is not WebAssembly: it does not begin with \\0asm".to_owned(),
-            }),
+        if !head.starts_with(MAGIC) {
+            let why = "this is not WebAssembly: it does not begin with \\0asm".to_owned();
+            return Err(Failure::Module { why });
         }
+        Ok(())
     }
 
     /// Puts a file under its name as a whole: who has an earlier one mapped keeps that.

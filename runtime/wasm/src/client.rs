@@ -2,14 +2,18 @@
 
 use crate::{
     launch::{self, Config},
-    model::{ContainerSpec, Event, Exit, Reason, Stats, Status},
-    protocol::{self, Failure, LIST_PAGE, Listed, Notice, Reply, Request},
+    model::{ContainerSpec, Event, Exec, Exit, Reason, Stats, Status, Stdio},
+    protocol::{self, Failure, LIST_PAGE, Listed, Notice, Reply, Request, Streamed, Work},
 };
 use jiff::Timestamp;
 use std::{
     collections::HashSet,
+    os::fd::OwnedFd,
     path::Path,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 use tokio::sync::mpsc;
@@ -44,7 +48,9 @@ impl Error {
                 | Failure::Exists { .. }
                 | Failure::Module { .. }
                 | Failure::Spec { .. }
-                | Failure::Exited { .. },
+                | Failure::Exited { .. }
+                | Failure::NotRunning { .. }
+                | Failure::Exec { .. },
             ) => false,
         }
     }
@@ -64,6 +70,8 @@ struct Inner {
     starting: tokio::sync::Mutex<()>,
     state: Mutex<Connection>,
     events: mpsc::UnboundedSender<Event>,
+    /// Names the calls that can be interrupted.
+    calls: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -208,7 +216,11 @@ impl Inner {
 }
 
 async fn call(link: &Link, request: Request) -> Result<Reply, Error> {
-    match link.call(request, Vec::new()).await {
+    call_with(link, request, Vec::new()).await
+}
+
+async fn call_with(link: &Link, request: Request, fds: Vec<OwnedFd>) -> Result<Reply, Error> {
+    match link.call(request, fds).await {
         Ok(message) => match message.body {
             Reply::Failed(failure) => Err(failure.into()),
             reply => Ok(reply),
@@ -245,26 +257,44 @@ async fn list(link: &Link) -> Result<Vec<Listed>, Error> {
     }
 }
 
+/// Tells the host that nobody waits for a call any more.
+struct Interrupt {
+    /// None once it is answered.
+    link: Option<Link>,
+    call: u64,
+}
+
+impl Drop for Interrupt {
+    fn drop(&mut self) {
+        if let (Some(link), Ok(runtime)) = (self.link.take(), tokio::runtime::Handle::try_current()) {
+            let call = self.call;
+            runtime.spawn(async move { link.call(Request::Interrupt { call }, Vec::new()).await });
+        }
+    }
+}
+
 impl Host {
     /// Finds the host that runs in `config.state_dir`, or starts one.
     ///
     /// A container that the caller knows and [`Host::list`] does not was lost with an earlier host process.
     pub async fn start(config: Config) -> Result<(Self, Events), Error> {
         let (events, queue) = mpsc::unbounded_channel();
-        let inner = Inner { config, starting: Default::default(), state: Default::default(), events };
+        let inner = Inner {
+            config,
+            starting: Default::default(),
+            state: Default::default(),
+            events,
+            calls: AtomicU64::new(0),
+        };
         let inner = Arc::new(inner);
         inner.connect().await?;
         let host = Arc::downgrade(&inner);
         Ok((Self { inner }, Events { queue, host }))
     }
 
-    /// Asks the host that runs; if none does, the container `id` is not there.
+    /// Asks the host that runs.
     async fn ask(&self, id: &str, request: impl FnOnce(String) -> Request) -> Result<Reply, Error> {
-        let id = id.to_owned();
-        match self.inner.with(|connection| connection.link.clone()) {
-            Some(link) => call(&link, request(id)).await,
-            None => Err(Error::Refused(Failure::Unknown { id })),
-        }
+        call(&self.link(id)?, request(id.to_owned())).await
     }
 
     /// Compiles a module into the cache, if it is not there, so that [`Host::create`] is quick. Also checks it.
@@ -290,9 +320,52 @@ impl Host {
         created
     }
 
-    /// A service listens when this returns. One that runs already is no error.
-    pub async fn start_container(&self, id: &str) -> Result<(), Error> {
-        done(self.ask(id, |id| Request::Start { id }).await?)
+    /// A service listens when this returns: on `socket`, which somebody made for it in its pod's namespace, or at the
+    /// address of its spec. One that runs already is no error.
+    pub async fn start_container(&self, id: &str, socket: Option<OwnedFd>) -> Result<(), Error> {
+        let link = self.link(id)?;
+        let request = Request::Start { id: id.to_owned() };
+        done(call_with(&link, request, socket.into_iter().collect()).await?)
+    }
+
+    /// Runs a program in a container that runs, with its environment, mounts and limits, and returns its exit code when
+    /// it has ended. It ends with the container, 137, and when this future is dropped.
+    ///
+    /// # Errors
+    /// [`Failure::NotRunning`]; [`Failure::Exec`] if the container's program answers requests alone.
+    pub async fn exec(&self, id: &str, exec: Exec, stdio: Stdio) -> Result<i32, Error> {
+        self.stream(id, Work::Exec(exec), stdio).await
+    }
+
+    /// Copies what the container writes from now on to the output descriptors, and the input to its standard input.
+    /// Returns its exit code when it has ended. A dropped future leaves it alone again.
+    ///
+    /// # Errors
+    /// [`Failure::NotRunning`]; [`Failure::Exec`] if the descriptors do not take what it writes.
+    pub async fn attach(&self, id: &str, stdio: Stdio) -> Result<i32, Error> {
+        self.stream(id, Work::Attach, stdio).await
+    }
+
+    async fn stream(&self, id: &str, what: Work, stdio: Stdio) -> Result<i32, Error> {
+        let link = self.link(id)?;
+        let call = self.inner.calls.fetch_add(1, Ordering::Relaxed);
+        let Stdio { stdin, stdout, stderr } = stdio;
+        let fds = [stdin, stdout, stderr];
+        let stdio = fds.each_ref().map(Option::is_some);
+        let request = Request::Stream(Box::new(Streamed { id: id.to_owned(), call, what, stdio }));
+        let mut interrupt = Interrupt { link: Some(link.clone()), call };
+        let answer = call_with(&link, request, fds.into_iter().flatten().collect()).await;
+        interrupt.link = None;
+        match answer? {
+            Reply::Ended { code } => Ok(code),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// The host that runs; if none does, the container `id` is not there.
+    fn link(&self, id: &str) -> Result<Link, Error> {
+        let link = self.inner.with(|connection| connection.link.clone());
+        link.ok_or_else(|| Error::Refused(Failure::Unknown { id: id.to_owned() }))
     }
 
     /// Ends a container: a service takes no new connection and ends when its requests are answered, at the latest

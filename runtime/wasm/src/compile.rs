@@ -48,7 +48,13 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         return ExitCode::FAILURE;
     }
     let compiled = engine::compiling().and_then(|engine| {
-        wasmtime::CodeBuilder::new(&engine).wasm_binary(&module[..], None)?.compile_component_serialized()
+        let mut builder = wasmtime::CodeBuilder::new(&engine);
+        builder.wasm_binary(&module[..], None)?;
+        if is_core(&module) {
+            builder.compile_module_serialized()
+        } else {
+            builder.compile_component_serialized()
+        }
     });
     match compiled {
         Ok(code) => match std::io::stdout().lock().write_all(&code) {
@@ -63,6 +69,11 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             ExitCode::from(REFUSED as u8)
         }
     }
+}
+
+/// Whether it is a core module, not a component: the layer field of the preamble tells (component-model Binary.md).
+fn is_core(module: &[u8]) -> bool {
+    module.get(6..8) == Some(&[0, 0])
 }
 
 fn confine(orders: &Orders) -> nix::Result<()> {

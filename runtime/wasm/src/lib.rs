@@ -1,4 +1,4 @@
-//! Runs WebAssembly components of one trust domain in one process: the *wasm host*.
+//! Runs the WebAssembly of one trust domain in one process: the *wasm host*.
 //!
 //! Three processes meet in this crate:
 //!
@@ -10,7 +10,8 @@
 //! - the compiler ([`compile::main`]), a limited process per module, which sees the module and nothing else.
 //!
 //! What a container is follows from what its component exports: `wasi:http/incoming-handler` makes a service that
-//! listens at the pod's address and gets a new instance per request; `wasi:cli/run` makes a command that runs once.
+//! listens at the pod's address and gets a new instance per request; `wasi:cli/run` makes a command that runs once, and
+//! so does `_start` of a core module (WASI 0.1). [`Host::exec`] runs a command once more in a container that runs.
 //!
 //! # Files
 //! `state_dir` holds the host's socket (`host.sock`) and what it logs (`host.log`). `cache_dir` holds compiled code,
@@ -27,5 +28,7 @@ mod protocol;
 
 pub use client::{Error, Events, Host};
 pub use launch::{Config, Limits};
-pub use model::{ContainerSpec, CpuQuota, Event, Exit, Kind, Mount, Reason, State, Stats, Status};
+pub use model::{
+    ContainerSpec, CpuQuota, Event, Exec, Exit, Kind, Mount, Reason, State, Stats, Status, Stdio,
+};
 pub use protocol::Failure;

@@ -2,14 +2,14 @@
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use std::{fmt, net::IpAddr, path::PathBuf};
+use std::{fmt, net::IpAddr, os::fd::OwnedFd, path::PathBuf};
 
-/// One container to be made from a component.
+/// One container to be made from a component or core module.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ContainerSpec {
     /// Chosen by the caller, unique in the host for as long as the container is not removed.
     pub id: String,
-    /// The component's bytes (WebAssembly binary, not text).
+    /// The program's bytes (WebAssembly binary, not text).
     pub module: PathBuf,
     /// `sha256:` and 64 hex digits, over those bytes.
     pub digest: String,
@@ -17,7 +17,7 @@ pub struct ContainerSpec {
     pub args: Vec<String>,
     pub env: Vec<(String, String)>,
     pub mounts: Vec<Mount>,
-    /// The pod's own address in the host's network namespace. A service cannot start without one.
+    /// The pod's own address in the host's network namespace. A service without one is started with a socket.
     pub address: Option<IpAddr>,
     /// Where a service listens unless `env` has `PORT`; 8080 if neither says.
     pub port: Option<u16>,
@@ -26,6 +26,15 @@ pub struct ContainerSpec {
     pub cpu: Option<CpuQuota>,
     /// Written in the CRI log format, made when the first line is written. `None`: output is dropped.
     pub log_path: Option<PathBuf>,
+    /// A command's standard input stays open for attached clients; without it, it is empty.
+    #[serde(default)]
+    pub stdin: bool,
+    /// It ends with the first client that has ended its own.
+    #[serde(default)]
+    pub stdin_once: bool,
+    /// A command is told that its input and output are a terminal.
+    #[serde(default)]
+    pub terminal: bool,
     /// Names the pod: containers of one pod have the same. Also the shim's to find its containers again.
     pub pod: String,
 }
@@ -46,12 +55,12 @@ pub struct CpuQuota {
     pub period_micros: u64,
 }
 
-/// What the component's exports make of the container.
+/// What the program's exports make of the container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Kind {
     /// Exports `wasi:http/incoming-handler`: listens, one instance a request.
     Http,
-    /// Exports `wasi:cli/run`: runs once.
+    /// Exports `wasi:cli/run`, or is a core module that exports `_start`: runs once.
     Command,
 }
 
@@ -106,6 +115,27 @@ pub struct Status {
     pub created_at: Timestamp,
     pub state: State,
     pub log_path: Option<PathBuf>,
+    /// Where a service listens, or is to listen.
+    pub port: Option<u16>,
+}
+
+/// A program to be run in a container that runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exec {
+    /// The first is the program's name. The container's own program runs with these, whatever the name; but `tar` and
+    /// `test -d`, which cp needs, the host answers itself.
+    pub args: Vec<String>,
+    /// The program is told that its streams are a terminal.
+    pub terminal: bool,
+}
+
+/// Descriptors for standard input and output. What is missing reads as empty, or takes everything. They become
+/// non-blocking for everybody who has the same open files.
+#[derive(Debug, Default)]
+pub struct Stdio {
+    pub stdin: Option<OwnedFd>,
+    pub stdout: Option<OwnedFd>,
+    pub stderr: Option<OwnedFd>,
 }
 
 /// What a container used since it started, or uses now.

@@ -1,12 +1,12 @@
 //! What goes over the host's socket, in the frames of `wharf-link`.
 
-use crate::model::{ContainerSpec, Exit, Stats, Status};
+use crate::model::{ContainerSpec, Exec, Exit, Stats, Status};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::{path::PathBuf, time::Duration};
 
 /// Raised when the two ends could no longer understand each other.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Statuses in one answer to [`Request::List`]: some 1 KiB each, well below a frame's 1 MiB.
 pub const LIST_PAGE: usize = 256;
 /// Where in the state directory the host listens.
@@ -25,6 +25,7 @@ pub enum Request {
         digest: String,
     },
     Create(Box<ContainerSpec>),
+    /// With the socket of a service beside it, if it has one of its own.
     Start {
         id: String,
     },
@@ -41,6 +42,12 @@ pub enum Request {
     ReopenLog {
         id: String,
     },
+    /// Answered at its end.
+    Stream(Box<Streamed>),
+    /// Ends a [`Request::Stream`] of this connection.
+    Interrupt {
+        call: u64,
+    },
     Status {
         id: String,
     },
@@ -54,6 +61,23 @@ pub enum Request {
     Shutdown,
 }
 
+/// Work in a container over descriptors, which travel beside it: those that `stdio` says are there, in its order.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Streamed {
+    pub id: String,
+    /// Chosen by the caller, unique in its connection.
+    pub call: u64,
+    pub what: Work,
+    pub stdio: [bool; 3],
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Work {
+    Exec(Exec),
+    /// To the container's own input and output.
+    Attach,
+}
+
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Reply {
     Hello {
@@ -62,6 +86,10 @@ pub enum Reply {
     },
     Done,
     Exit(Exit),
+    /// Of a [`Request::Stream`].
+    Ended {
+        code: i32,
+    },
     Status(Status),
     Stats(Stats),
     /// Fewer than [`LIST_PAGE`]: there are no more.
@@ -93,6 +121,11 @@ pub enum Failure {
     /// It ran before; a container starts once.
     #[error("{id} cannot be started: it has exited")]
     Exited { id: String },
+    #[error("container {id} is not running")]
+    NotRunning { id: String },
+    /// The program cannot be run in this container.
+    #[error("{why}")]
+    Exec { why: String },
     #[error("the wasm host failed: {why}")]
     Internal { why: String },
 }

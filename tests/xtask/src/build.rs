@@ -118,10 +118,18 @@ fn programs(places: &Places) -> Result<()> {
     command::shown(places.cargo().args(["build", "--locked"]))
 }
 
+/// The components, and the command once more as a core module, which lies beside them under its own target.
 fn guests(places: &Places) -> Result<()> {
-    let mut cargo = places.cargo();
-    cargo.args(["build", "--locked", "-p", "greeter", "-p", "wharf-guests", "--target", "wasm32-wasip2"]);
-    command::shown(cargo.args(["--profile", "guest", "--target-dir"]).arg(places.guest_target()))
+    let builds: [&[&str]; 2] = [
+        &["-p", "greeter", "-p", "wharf-guests", "--target", "wasm32-wasip2"],
+        &["-p", "wharf-guests", "--bin", "guest-command", "--target", "wasm32-wasip1"],
+    ];
+    for build in builds {
+        let mut cargo = places.cargo();
+        cargo.args(["build", "--locked"]).args(build);
+        command::shown(cargo.args(["--profile", "guest", "--target-dir"]).arg(places.guest_target()))?;
+    }
+    Ok(())
 }
 
 fn clock(places: &Places) -> Result<()> {

@@ -67,7 +67,8 @@ const FOR_VM: &[Package] = &[
     },
 ];
 
-const TARGETS: [&str; 1] = ["wasm32-wasip2"];
+/// For components, and for core modules.
+const TARGETS: [&str; 2] = ["wasm32-wasip2", "wasm32-wasip1"];
 
 /// For building, and where `tests` is set for the tests.
 pub fn run(places: &Places, tests: bool) -> Result<()> {

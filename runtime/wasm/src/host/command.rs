@@ -1,23 +1,25 @@
-//! Runs a `wasi:cli/command` component to its end.
+//! Runs a command to its end.
 
 use super::{
     container::{Container, KILLED, STOPPED, TRAPPED},
     guest::Guest,
     memory::HOST_BYTES,
+    program::Command,
+    stdio::Stdio,
 };
 use crate::model::Reason;
 use std::sync::Arc;
 use tokio::sync::oneshot;
-use wasmtime_wasi::{I32Exit, p2::bindings::CommandPre};
 
-struct End {
-    code: i32,
-    reason: Reason,
-    message: String,
+/// How a command ended.
+pub(crate) struct End {
+    pub code: i32,
+    pub reason: Reason,
+    pub message: String,
 }
 
 /// Ends the container when the command has ended, one way or the other.
-pub(crate) async fn run(container: Arc<Container>, command: CommandPre<Guest>) {
+pub(crate) async fn run(container: Arc<Container>, command: Command, stdio: Stdio) {
     let (ended, end) = oneshot::channel();
     container.queue.spawn({
         let container = container.clone();
@@ -26,7 +28,10 @@ pub(crate) async fn run(container: Arc<Container>, command: CommandPre<Guest>) {
                 biased;
                 () = container.cancel.cancelled() => End::new(KILLED, Reason::Error, "killed"),
                 () = container.drain.cancelled() => End::new(STOPPED, Reason::Error, "stopped"),
-                end = execute(&container, &command) => end,
+                end = execute(&container, &command, &container.spec.args, stdio) => {
+                    container.log.say(&end.message);
+                    end
+                }
             };
             let _ = ended.send(end);
         }
@@ -36,7 +41,7 @@ pub(crate) async fn run(container: Arc<Container>, command: CommandPre<Guest>) {
 }
 
 impl End {
-    fn new(code: i32, reason: Reason, message: impl Into<String>) -> Self {
+    pub fn new(code: i32, reason: Reason, message: impl Into<String>) -> Self {
         Self { code, reason, message: message.into() }
     }
 
@@ -45,34 +50,27 @@ impl End {
     }
 }
 
-async fn execute(container: &Arc<Container>, command: &CommandPre<Guest>) -> End {
+/// On the executors: one run in an instance of its own, with what the container has.
+pub(crate) async fn execute(
+    container: &Arc<Container>,
+    command: &Command,
+    args: &[String],
+    stdio: Stdio,
+) -> End {
     let place = container.common.instances.clone().acquire_owned().await;
     let Some(grant) = container.budget.take(HOST_BYTES) else {
-        return End::new(KILLED, Reason::OomKilled, "the memory limit is smaller than any instance");
+        return End::new(KILLED, Reason::OomKilled, "the memory limit leaves no room for an instance");
     };
-    let mut store = match Guest::store(&container.common.engine, container, grant) {
+    let mut store = match Guest::store(container, grant, args, stdio) {
         Ok(store) => store,
         Err(error) => return End::new(128, Reason::Error, format!("{error:#}")), // as a runtime that cannot start
     };
-    let ran = async {
-        let instance = command.instantiate_async(&mut store).await?;
-        instance.wasi_cli_run().call_run(&mut store).await
-    };
-    let end = match ran.await {
-        Ok(Ok(())) => End::of_code(0),
-        Ok(Err(())) => End::of_code(1),
-        Err(error) => match error.downcast_ref::<I32Exit>() {
-            Some(I32Exit(code)) => End::of_code(*code),
-            None => {
-                let message = format!("{error:?}");
-                container.log.say(&message);
-                if store.data().limiter.denied {
-                    End::new(KILLED, Reason::OomKilled, message)
-                } else {
-                    End::new(TRAPPED, Reason::Error, message)
-                }
-            }
-        },
+    let end = match command.run(&mut store).await {
+        Ok(code) => End::of_code(code),
+        Err(error) if store.data().limiter.denied => {
+            End::new(KILLED, Reason::OomKilled, format!("{error:?}"))
+        }
+        Err(error) => End::new(TRAPPED, Reason::Error, format!("{error:?}")),
     };
     drop(store);
     drop(place);

@@ -1,13 +1,15 @@
 //! One container: what it is made of, and its way from created to exited.
 
 use super::{
+    channel::Channel,
     command,
     executor::Queue,
     http,
-    loader::{Loaded, Program},
     log::Log,
     memory::{Budget, HOST_BYTES},
     outbox::Outbox,
+    program::Program,
+    stdio::{Input, Stdio},
 };
 use crate::{
     model::{ContainerSpec, Exit, Reason, State, Stats, Status},
@@ -15,6 +17,7 @@ use crate::{
 };
 use jiff::Timestamp;
 use std::{
+    os::fd::OwnedFd,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -44,11 +47,13 @@ pub(crate) struct Common {
     pub instances: Arc<Semaphore>,
     /// HTTP connections that the host still takes.
     pub connections: Arc<Semaphore>,
+    /// Executions and attachments that the host still takes.
+    pub streams: Arc<Semaphore>,
 }
 
 pub(crate) struct Container {
     pub spec: ContainerSpec,
-    pub loaded: Arc<Loaded>,
+    pub program: Arc<Program>,
     pub common: Arc<Common>,
     pub log: Arc<Log>,
     pub queue: Arc<Queue>,
@@ -61,6 +66,8 @@ pub(crate) struct Container {
     /// What an instance of it took lately: how much is reserved for the next.
     typical: AtomicU64,
     created_at: Timestamp,
+    /// The end of its standard input that attached clients write to; none when it has no input, or no more.
+    stdin: Mutex<Option<Arc<Channel>>>,
     life: Mutex<Life>,
     ended: watch::Sender<bool>,
 }
@@ -85,22 +92,23 @@ struct Life {
 impl Container {
     pub fn new(
         spec: ContainerSpec,
-        loaded: Arc<Loaded>,
+        program: Arc<Program>,
         common: Arc<Common>,
         queue: Arc<Queue>,
     ) -> Arc<Self> {
         Arc::new(Self {
             log: Log::new(spec.log_path.clone()),
             budget: Budget::new(spec.memory_limit),
-            typical: AtomicU64::new(loaded.initial_bytes + HOST_BYTES),
+            typical: AtomicU64::new(program.initial_bytes + HOST_BYTES),
             counters: Counters::default(),
             drain: CancellationToken::new(),
             cancel: CancellationToken::new(),
             created_at: Timestamp::now(),
+            stdin: Mutex::default(),
             life: Mutex::new(Life { state: State::Created, removed: false, warned: None, traps_warned: 0 }),
             ended: watch::Sender::new(false),
             spec,
-            loaded,
+            program,
             common,
             queue,
         })
@@ -110,25 +118,62 @@ impl Container {
         self.life.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Starts it; one that runs already stays as it is. Must be called in the I/O runtime.
-    pub fn start(self: &Arc<Self>) -> Result<(), Failure> {
+    /// Starts it; one that runs already stays as it is. A service listens on `socket`, or at the pod's address if there
+    /// is none. Must be called in the I/O runtime.
+    pub fn start(self: &Arc<Self>, socket: Option<OwnedFd>) -> Result<(), Failure> {
         let mut life = self.life();
         match life.state {
             State::Running { .. } => return Ok(()),
             State::Exited { .. } => return Err(Failure::Exited { id: self.spec.id.clone() }),
             State::Created => {}
         }
-        match &self.loaded.program {
-            Program::Http(proxy) => {
-                let listener = http::listen(&self.spec)?; // quick: no await, so the lock may be held
-                tokio::spawn(http::serve(self.clone(), proxy.clone(), listener));
+        // Quick: no await, so the lock may be held.
+        if let Some(proxy) = &self.program.http {
+            let listener = http::listen(&self.spec, socket)?;
+            tokio::spawn(http::serve(self.clone(), proxy.clone(), listener));
+        } else if let Some(command) = &self.program.command {
+            let mut stdio = Stdio::logged(&self.log, self.spec.terminal);
+            if self.spec.stdin {
+                stdio.stdin = self.feed().map_err(|cause| Failure::Internal {
+                    why: format!("could not make the standard input of {}: {cause}", self.spec.id),
+                })?;
             }
-            Program::Command(command) => {
-                tokio::spawn(command::run(self.clone(), command.clone()));
-            }
+            tokio::spawn(command::run(self.clone(), command.clone(), stdio));
         }
         life.state = State::Running { started_at: Timestamp::now() };
         Ok(())
+    }
+
+    /// Makes its standard input, whose other end attached clients write to.
+    fn feed(&self) -> std::io::Result<Input> {
+        let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+        *self.input() = Some(Arc::new(Channel::new(write)?));
+        Ok(Input::over(Arc::new(Channel::new(read)?), self.spec.terminal))
+    }
+
+    fn input(&self) -> MutexGuard<'_, Option<Arc<Channel>>> {
+        self.stdin.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where an attached client's input goes.
+    pub fn stdin(&self) -> Option<Arc<Channel>> {
+        self.input().clone()
+    }
+
+    /// A client has said all that it had to say.
+    pub fn input_ended(&self) {
+        if self.spec.stdin_once {
+            drop(self.input().take());
+        }
+    }
+
+    /// # Errors
+    /// [`Failure::NotRunning`] if it does not run.
+    pub fn check_running(&self) -> Result<(), Failure> {
+        match self.life().state {
+            State::Running { .. } => Ok(()),
+            State::Created | State::Exited { .. } => Err(Failure::NotRunning { id: self.spec.id.clone() }),
+        }
     }
 
     /// Ends it, giving a service until `grace` to answer what it has taken.
@@ -180,10 +225,13 @@ impl Container {
         }
         tracing::debug!(id = self.spec.id, code, %reason, "container ended");
         self.cancel.cancel();
+        self.log.end();
+        drop(self.input().take());
         self.ended.send_replace(true);
     }
 
-    async fn ended(&self) -> Exit {
+    /// Returns when it has ended. Cancel-safe.
+    pub async fn ended(&self) -> Exit {
         // The sender lives as long as this does, so waiting cannot fail.
         let _ = self.ended.subscribe().wait_for(|ended| *ended).await;
         match &self.life().state {
@@ -196,10 +244,11 @@ impl Container {
         Status {
             id: self.spec.id.clone(),
             pod: self.spec.pod.clone(),
-            kind: self.loaded.kind(),
+            kind: self.program.kind(),
             created_at: self.created_at,
             state: self.life().state.clone(),
             log_path: self.spec.log_path.clone(),
+            port: self.program.http.is_some().then(|| http::port(&self.spec).ok()).flatten(),
         }
     }
 
@@ -224,7 +273,7 @@ impl Container {
 
     /// An instance ended that had needed this much: up at once, down slowly.
     pub fn learn(&self, needed: u64) {
-        let least = self.loaded.initial_bytes + HOST_BYTES;
+        let least = self.program.initial_bytes + HOST_BYTES;
         let next = |typical: u64| {
             Some(if needed > typical { needed } else { (typical - (typical - needed) / 16).max(least) })
         };

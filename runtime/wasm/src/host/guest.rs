@@ -2,13 +2,13 @@
 
 use super::{
     container::Container,
-    log::{Output, Stream},
     memory::{Grant, Limiter},
+    stdio::Stdio,
 };
 use http_body_util::BodyExt;
 use std::sync::{Arc, atomic::Ordering};
-use wasmtime::{Engine, Store};
-use wasmtime_wasi::{FsPerms, ResourceTable, WasiCtx, WasiCtxView, WasiView};
+use wasmtime::Store;
+use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxView, WasiView, p1::WasiP1Ctx};
 use wasmtime_wasi_http::{
     DEFAULT_FORBIDDEN_HEADERS, Error, RequestOptions, WasiBody, WasiHttpCtx, WasiHttpCtxView, WasiHttpHooks,
     WasiHttpView,
@@ -23,23 +23,29 @@ const FIELD_BYTES: usize = 64 << 10;
 
 /// The data of an instance's store.
 pub(crate) struct Guest {
-    wasi: WasiCtx,
+    /// Of WASI 0.2, with the descriptors of 0.1 over it.
+    wasi: WasiP1Ctx,
     http: WasiHttpCtx,
-    table: ResourceTable,
     hooks: Closed,
     pub limiter: Limiter,
     container: Arc<Container>,
 }
 
 impl Guest {
-    /// A store for a new instance, with the memory that was granted to it.
-    pub fn store(engine: &Engine, container: &Arc<Container>, grant: Grant) -> wasmtime::Result<Store<Self>> {
+    /// A store for a new instance of the container, with the memory that was granted to it.
+    pub fn store(
+        container: &Arc<Container>,
+        grant: Grant,
+        args: &[String],
+        stdio: Stdio,
+    ) -> wasmtime::Result<Store<Self>> {
         let spec = &container.spec;
         let mut wasi = WasiCtx::builder();
-        wasi.args(&spec.args)
+        wasi.args(args)
             .envs(&spec.env)
-            .stdout(Output::new(container.log.clone(), Stream::Stdout))
-            .stderr(Output::new(container.log.clone(), Stream::Stderr))
+            .stdin(stdio.stdin)
+            .stdout(stdio.stdout)
+            .stderr(stdio.stderr)
             // Sockets come with the network world; until then a guest has none.
             .allow_tcp(false)
             .allow_udp(false)
@@ -50,23 +56,22 @@ impl Guest {
         }
         let mut http = WasiHttpCtx::new();
         http.set_field_size_limit(FIELD_BYTES);
-        let mut table = ResourceTable::new();
-        table.set_max_capacity(RESOURCES);
+        let mut wasi = wasi.build_p1();
+        wasi.ctx().table.set_max_capacity(RESOURCES);
         container.counters.instances.fetch_add(1, Ordering::Relaxed);
-        let guest = Self {
-            wasi: wasi.build(),
-            http,
-            table,
-            hooks: Closed,
-            limiter: Limiter::new(grant),
-            container: container.clone(),
-        };
-        let mut store = Store::try_new(engine, guest)?;
+        let guest =
+            Self { wasi, http, hooks: Closed, limiter: Limiter::new(grant), container: container.clone() };
+        let mut store = Store::try_new(&container.common.engine, guest)?;
         store.limiter(|guest| &mut guest.limiter);
         // At every tick others get a turn; the container's end is seen there too (its task is dropped).
         store.set_epoch_deadline(1);
         store.epoch_deadline_callback(|_| Ok(wasmtime::UpdateDeadline::Yield(1)));
         Ok(store)
+    }
+
+    /// What core modules see.
+    pub fn preview1(&mut self) -> &mut WasiP1Ctx {
+        &mut self.wasi
     }
 }
 
@@ -79,13 +84,13 @@ impl Drop for Guest {
 
 impl WasiView for Guest {
     fn ctx(&mut self) -> WasiCtxView<'_> {
-        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+        self.wasi.ctx()
     }
 }
 
 impl WasiHttpView for Guest {
     fn http(&mut self) -> WasiHttpCtxView<'_> {
-        WasiHttpCtxView { ctx: &mut self.http, table: &mut self.table, hooks: &mut self.hooks }
+        WasiHttpCtxView { ctx: &mut self.http, table: self.wasi.ctx().table, hooks: &mut self.hooks }
     }
 }
 

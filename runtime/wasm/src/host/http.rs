@@ -4,6 +4,7 @@ use super::{
     container::{Container, KILLED},
     guest::Guest,
     memory::Grant,
+    stdio::Stdio,
 };
 use crate::{
     model::{ContainerSpec, Reason},
@@ -22,6 +23,7 @@ use std::{
     convert::Infallible,
     io,
     net::SocketAddr,
+    os::fd::OwnedFd,
     pin::{Pin, pin},
     sync::{Arc, Mutex, PoisonError, atomic::Ordering},
     task::{Context, Poll},
@@ -66,14 +68,27 @@ const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
 /// Between attempts to accept when the process is out of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Listens at the pod's own address.
-pub(crate) fn listen(spec: &ContainerSpec) -> Result<TcpListener, Failure> {
+/// Where the service listens: what `PORT` says, else the pod, else 8080.
+pub(crate) fn port(spec: &ContainerSpec) -> Result<u16, Failure> {
+    match spec.env.iter().rev().find(|(name, _)| name == "PORT") {
+        Some((_, port)) => {
+            port.parse().map_err(|_| Failure::Spec { why: format!("PORT={port:?} is not a port") })
+        }
+        None => Ok(spec.port.unwrap_or(DEFAULT_PORT)),
+    }
+}
+
+/// The socket of a service: one that was made for it in its pod's own namespace, or one at the pod's own address in
+/// the host's.
+pub(crate) fn listen(spec: &ContainerSpec, socket: Option<OwnedFd>) -> Result<TcpListener, Failure> {
     let refuse = |why: String| Failure::Spec { why };
+    if let Some(socket) = socket {
+        let listener = std::net::TcpListener::from(socket);
+        let listening = listener.set_nonblocking(true).and_then(|()| TcpListener::from_std(listener));
+        return listening.map_err(|cause| refuse(format!("the socket of the service: {cause}")));
+    }
+    let port = port(spec)?;
     let address = spec.address.ok_or_else(|| refuse("a service needs the pod's address".to_owned()))?;
-    let port = match spec.env.iter().rev().find(|(name, _)| name == "PORT") {
-        Some((_, port)) => port.parse().map_err(|_| refuse(format!("PORT={port:?} is not a port")))?,
-        None => spec.port.unwrap_or(DEFAULT_PORT),
-    };
     let at = SocketAddr::new(address, port);
     let listening = || -> io::Result<TcpListener> {
         let socket = if at.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
@@ -282,7 +297,8 @@ impl Service {
     ) -> wasmtime::Result<()> {
         use wasmtime_wasi_http::WasiHttpView;
         let Admission { grant, place } = admission;
-        let mut store = Guest::store(&self.container.common.engine, &self.container, grant)?;
+        let stdio = Stdio::logged(&self.container.log, false);
+        let mut store = Guest::store(&self.container, grant, &self.container.spec.args, stdio)?;
         let request = request.map(|body| {
             // The only errors of a body: the connection's, and its length.
             Limited::new(body, BODY_BYTES as usize).map_err(|error| match error.downcast::<hyper::Error>() {

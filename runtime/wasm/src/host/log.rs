@@ -10,22 +10,16 @@ use std::{
     io::{self, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
-    pin::Pin,
     sync::{Arc, Mutex, PoisonError},
-    task::{Context, Poll},
 };
-use tokio::io::AsyncWrite;
-use wasmtime_wasi::{
-    cli::{IsTerminal, StdoutStream},
-    p2::{OutputStream, Pollable, StreamResult},
-};
+use tokio::sync::mpsc;
 
 /// A longer line is written in parts, as the other CRI runtimes do.
 const LONGEST_LINE: usize = 16 << 10;
-/// What a guest may hand over at once.
-const CHUNK: usize = 64 << 10;
+/// Pieces of output, at most 64 KiB each, that may wait for one attached client.
+const BACKLOG: usize = 32;
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stream {
     Stdout,
     Stderr,
@@ -46,15 +40,37 @@ pub(crate) struct Log {
     path: Option<PathBuf>,
     /// Warned once: a full disk is no reason for a line in the host's log per line of a guest.
     failed: Mutex<bool>,
+    /// Attached clients; one that does not keep up is cut off rather than waited for.
+    watchers: Mutex<Vec<mpsc::Sender<(Stream, Bytes)>>>,
 }
 
 impl Log {
     pub fn new(path: Option<PathBuf>) -> Arc<Self> {
-        Arc::new(Self { path, failed: Mutex::new(false) })
+        Arc::new(Self { path, failed: Mutex::new(false), watchers: Mutex::default() })
     }
 
     pub fn path(&self) -> Option<&Path> {
         self.path.as_deref()
+    }
+
+    /// What is written from now on, until [`Self::end`]. The stream ends early for who takes it too slowly.
+    pub fn watch(&self) -> mpsc::Receiver<(Stream, Bytes)> {
+        let (sender, receiver) = mpsc::channel(BACKLOG);
+        self.watchers.lock().unwrap_or_else(PoisonError::into_inner).push(sender);
+        receiver
+    }
+
+    /// Nothing more will be written.
+    pub fn end(&self) {
+        self.watchers.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    fn show(&self, stream: Stream, bytes: &[u8]) {
+        let mut watchers = self.watchers.lock().unwrap_or_else(PoisonError::into_inner);
+        if !watchers.is_empty() {
+            let bytes = Bytes::copy_from_slice(bytes);
+            watchers.retain(|watcher| watcher.try_send((stream, bytes.clone())).is_ok());
+        }
     }
 
     /// Makes the file if it is not there.
@@ -111,28 +127,22 @@ fn record(to: &mut Vec<u8>, stream: Stream, line: &[u8], full: bool) {
     to.push(b'\n');
 }
 
-/// One output stream of one instance.
-#[derive(Debug, Clone)]
-pub(crate) struct Output {
-    lines: Arc<Lines>,
-}
-
+/// One output stream of one instance, cut into lines.
 #[derive(Debug)]
-struct Lines {
+pub(crate) struct Lines {
     log: Arc<Log>,
     stream: Stream,
     /// The line that is not ended yet.
     rest: Mutex<Vec<u8>>,
 }
 
-impl Output {
-    pub fn new(log: Arc<Log>, stream: Stream) -> Self {
-        Self { lines: Arc::new(Lines { log, stream, rest: Mutex::default() }) }
-    }
-}
-
 impl Lines {
-    fn take(&self, bytes: &[u8]) {
+    pub fn new(log: Arc<Log>, stream: Stream) -> Self {
+        Self { log, stream, rest: Mutex::default() }
+    }
+
+    pub fn take(&self, bytes: &[u8]) {
+        self.log.show(self.stream, bytes);
         if self.log.path.is_none() {
             return;
         }
@@ -169,57 +179,6 @@ impl Drop for Lines {
     }
 }
 
-impl IsTerminal for Output {
-    fn is_terminal(&self) -> bool {
-        false
-    }
-}
-
-impl StdoutStream for Output {
-    fn p2_stream(&self) -> Box<dyn OutputStream> {
-        Box::new(self.clone())
-    }
-
-    fn async_stream(&self) -> Box<dyn AsyncWrite + Send + Sync> {
-        Box::new(self.clone())
-    }
-}
-
-impl OutputStream for Output {
-    fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
-        self.lines.take(&bytes);
-        Ok(())
-    }
-
-    fn flush(&mut self) -> StreamResult<()> {
-        Ok(())
-    }
-
-    fn check_write(&mut self) -> StreamResult<usize> {
-        Ok(CHUNK)
-    }
-}
-
-#[wasmtime_wasi::async_trait]
-impl Pollable for Output {
-    async fn ready(&mut self) {}
-}
-
-impl AsyncWrite for Output {
-    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.lines.take(bytes);
-        Poll::Ready(Ok(bytes.len()))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -229,11 +188,11 @@ mod tests {
         let dir = tempfile::tempdir().expect("tempdir");
         let path = dir.path().join("0.log");
         let log = Log::new(Some(path.clone()));
-        let output = Output::new(log, Stream::Stdout);
+        let output = Lines::new(log, Stream::Stdout);
         assert!(!path.exists(), "nothing was written yet");
-        output.lines.take(b"one\ntw");
-        output.lines.take(b"o\n");
-        output.lines.take(&[b'x'; LONGEST_LINE + 1]);
+        output.take(b"one\ntw");
+        output.take(b"o\n");
+        output.take(&[b'x'; LONGEST_LINE + 1]);
         drop(output);
         let text = std::fs::read_to_string(&path).expect("log");
         let lines: Vec<Vec<&str>> = text.lines().map(|line| line.splitn(4, ' ').collect()).collect();

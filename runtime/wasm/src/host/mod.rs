@@ -5,8 +5,11 @@
 //! them go requests one way and answers the other, each through a one-shot channel, and bodies through the channels of
 //! `wasmtime-wasi-http`.
 
+mod attach;
+mod channel;
 mod command;
 mod container;
+mod exec;
 mod executor;
 mod guest;
 mod http;
@@ -14,7 +17,10 @@ mod loader;
 mod log;
 mod memory;
 mod outbox;
+mod program;
 mod server;
+mod stdio;
+mod tar;
 
 use crate::{
     cache::Cache,
@@ -37,6 +43,10 @@ use wharf_link::Listener;
 const IO_THREADS: usize = 2;
 /// Threads for what blocks: loading components, and guests' files.
 const BLOCKING_THREADS: usize = 32;
+
+/// Programs in containers and attached clients at once: three descriptors each, of the some 10,000 that services and
+/// connections leave.
+const STREAMS: usize = 1_000;
 
 type Fallible<T> = Result<T, Box<dyn std::error::Error>>;
 
@@ -93,6 +103,7 @@ fn run(orders: Orders) -> Fallible<()> {
         outbox: Arc::new(Outbox::default()),
         instances: Arc::new(Semaphore::new(orders.limits.instances as usize)),
         connections: Arc::new(Semaphore::new(orders.limits.connections)),
+        streams: Arc::new(Semaphore::new(STREAMS)),
     };
     let server = Server {
         pool,

@@ -1,21 +1,25 @@
 //! Answers the shim.
 
 use super::{
+    attach,
+    channel::Channel,
     container::{Common, Container},
+    exec,
     executor::Pool,
     loader::Loader,
 };
 use crate::{
     model::{ContainerSpec, State},
-    protocol::{Failure, LIST_PAGE, Listed, Notice, Reply, Request, VERSION},
+    protocol::{Failure, LIST_PAGE, Listed, Notice, Reply, Request, Streamed, VERSION, Work},
 };
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     ops::Bound,
+    os::fd::OwnedFd,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 use tokio_util::sync::CancellationToken;
-use wharf_link::{Answer, Emitter, Listener, Socket, serve};
+use wharf_link::{Answer, Call, Emitter, Listener, Socket, serve};
 
 /// Everything the host has.
 pub(crate) struct Server {
@@ -46,6 +50,10 @@ impl Server {
 
     async fn connection(self: Arc<Self>, socket: Socket) {
         let (mut calls, emitter) = serve::<Request, Reply, Notice>(socket);
+        // What streams over this connection ends with it.
+        let streams = CancellationToken::new();
+        let _end = streams.clone().drop_guard();
+        let mut interrupts: HashMap<u64, CancellationToken> = HashMap::new();
         while let Some(call) = calls.next().await {
             let call = match call {
                 Ok(call) => call,
@@ -55,10 +63,22 @@ impl Server {
                 }
             };
             // In the order of the calls: what is told before the answer to `Subscribe` is told on this connection.
-            if matches!(call.request, Request::Subscribe) {
-                self.subscribe(&emitter);
+            match &call.request {
+                Request::Subscribe => self.subscribe(&emitter),
+                Request::Interrupt { call } => {
+                    interrupts.remove(call).inspect(CancellationToken::cancel);
+                }
+                _ => {}
             }
-            tokio::spawn(self.clone().answer(call.request, call.answer));
+            let Call { request, fds, answer } = call;
+            if let Request::Stream(request) = request {
+                let cancel = streams.child_token();
+                interrupts.retain(|_, cancel| !cancel.is_cancelled());
+                interrupts.insert(request.call, cancel.clone());
+                tokio::spawn(self.clone().stream(*request, fds, cancel, answer));
+            } else {
+                tokio::spawn(self.clone().answer(request, fds, answer));
+            }
         }
     }
 
@@ -79,23 +99,55 @@ impl Server {
         });
     }
 
-    async fn answer(self: Arc<Self>, request: Request, answer: Answer<Reply, Notice>) {
+    /// Work over descriptors, until it ends or `cancel` is cancelled.
+    async fn stream(
+        self: Arc<Self>,
+        request: Streamed,
+        fds: Vec<OwnedFd>,
+        cancel: CancellationToken,
+        answer: Answer<Reply, Notice>,
+    ) {
+        let work = async {
+            let container = self.find(&request.id)?;
+            container.check_running()?;
+            let _place = container.common.streams.clone().try_acquire_owned().map_err(|_| {
+                let why = "too many programs and clients are in the node's wasm containers already";
+                Failure::Exec { why: why.to_owned() }
+            })?;
+            let channels = channels(request.stdio, fds)?;
+            match request.what {
+                Work::Exec(exec) => exec::run(&container, exec, channels, cancel.clone()).await,
+                Work::Attach => attach::run(&container, channels).await,
+            }
+        };
+        let ended = tokio::select! {
+            biased;
+            () = cancel.cancelled() => return, // nobody waits for an answer
+            ended = work => ended,
+        };
+        cancel.cancel(); // the connection forgets it
+        let reply = ended.map_or_else(Reply::Failed, |code| Reply::Ended { code });
+        let _ = answer.reply(reply, Vec::new()).await;
+    }
+
+    async fn answer(self: Arc<Self>, request: Request, fds: Vec<OwnedFd>, answer: Answer<Reply, Notice>) {
         let last = matches!(request, Request::Shutdown);
-        let reply = self.act(request).await.unwrap_or_else(Reply::Failed);
+        let reply = self.act(request, fds).await.unwrap_or_else(Reply::Failed);
         let _ = answer.reply(reply, Vec::new()).await; // a caller who left does not matter
         if last {
             self.shutdown.cancel();
         }
     }
 
-    async fn act(&self, request: Request) -> Result<Reply, Failure> {
+    async fn act(&self, request: Request, fds: Vec<OwnedFd>) -> Result<Reply, Failure> {
         match request {
             Request::Hello => return Ok(Reply::Hello { version: VERSION, pid: std::process::id() }),
-            Request::Subscribe | Request::Shutdown => {}
+            // These are the connection's, which has done what there is to do.
+            Request::Subscribe | Request::Shutdown | Request::Stream(_) | Request::Interrupt { .. } => {}
             Request::Acknowledge { id } => self.common.outbox.forget(&id),
             Request::Precompile { module, digest } => drop(self.loader.load(&module, &digest).await?),
             Request::Create(spec) => self.create(*spec).await?,
-            Request::Start { id } => self.find(&id)?.start()?,
+            Request::Start { id } => self.find(&id)?.start(fds.into_iter().next())?,
             Request::Stop { id, grace } => return Ok(Reply::Exit(self.find(&id)?.stop(grace).await)),
             Request::Kill { id } => return Ok(Reply::Exit(self.find(&id)?.kill().await)),
             Request::Remove { id } => self.remove(&id),
@@ -140,10 +192,10 @@ impl Server {
             return Err(exists(&spec.id));
         }
         check_mounts(&mut spec)?;
-        let loaded = self.loader.load(&spec.module, &spec.digest).await?;
+        let program = self.loader.load(&spec.module, &spec.digest).await?;
         let queue = self.pool.queue(spec.cpu);
         let id = spec.id.clone();
-        let container = Container::new(spec, loaded, self.common.clone(), queue);
+        let container = Container::new(spec, program, self.common.clone(), queue);
         let mut containers = self.lock();
         if containers.contains_key(&id) {
             return Err(exists(&id)); // made by another call while this one loaded
@@ -159,6 +211,19 @@ impl Server {
         }
         self.common.outbox.forget(id);
     }
+}
+
+/// The descriptors of a call, at their places.
+fn channels(there: [bool; 3], fds: Vec<OwnedFd>) -> Result<[Option<Arc<Channel>>; 3], Failure> {
+    let mut fds = fds.into_iter();
+    let mut channels = [const { None }; 3];
+    for (place, _) in channels.iter_mut().zip(there).filter(|(_, there)| *there) {
+        let fd = fds.next().ok_or_else(|| Failure::Internal { why: "a descriptor is missing".to_owned() })?;
+        let channel = Channel::new(fd)
+            .map_err(|cause| Failure::Exec { why: format!("a standard stream cannot be used: {cause}") })?;
+        *place = Some(Arc::new(channel));
+    }
+    Ok(channels)
 }
 
 /// A guest is given directories; single files (such as Kubernetes' termination log) it cannot have.

@@ -79,7 +79,7 @@ async fn a_looping_command_is_stopped_and_killed_at_once() {
         let mut spec = harness.spec(id, "guest-command");
         spec.args.push("loop".to_owned());
         harness.host.create(spec).await.expect("created");
-        harness.host.start_container(id).await.expect("started");
+        harness.host.start_container(id, None).await.expect("started");
         eventually("it computes", async || {
             harness.host.stats(id).await.expect("stats").cpu_nanos > 5_000_000
         })
@@ -98,7 +98,7 @@ async fn a_looping_command_is_stopped_and_killed_at_once() {
     let mut spec = harness.spec("removed", "guest-command");
     spec.args.push("loop".to_owned());
     harness.host.create(spec).await.expect("created");
-    harness.host.start_container("removed").await.expect("started");
+    harness.host.start_container("removed", None).await.expect("started");
     harness.host.remove("removed").await.expect("removed");
     harness.no_event().await;
     harness.end().await;

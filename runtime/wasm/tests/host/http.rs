@@ -37,13 +37,13 @@ async fn the_port_is_that_of_the_environment_before_that_of_the_pod() {
     spec.env = vec![("PORT".to_owned(), wanted.port().to_string())];
     spec.port = Some(other.port());
     harness.host.create(spec).await.expect("created");
-    harness.host.start_container("port").await.expect("started");
+    harness.host.start_container("port", None).await.expect("started");
     assert_eq!(get(wanted, "/").await.0, 200);
 
     let mut taken = harness.spec("taken", "guest-http");
     taken.port = Some(wanted.port());
     harness.host.create(taken).await.expect("created");
-    let refused = harness.host.start_container("taken").await.expect_err("the port is taken");
+    let refused = harness.host.start_container("taken", None).await.expect_err("the port is taken");
     assert!(matches!(&refused, Error::Refused(Failure::Spec { why }) if why.contains("in use")), "{refused}");
     harness.end().await;
 }
@@ -168,7 +168,7 @@ async fn a_stop_lets_requests_finish_and_takes_no_new_ones() {
     let again = harness.host.stop("stops", Duration::ZERO).await.expect("stopped before");
     assert_eq!(again, exit);
     assert!(matches!(
-        harness.host.start_container("stops").await,
+        harness.host.start_container("stops", None).await,
         Err(Error::Refused(Failure::Exited { .. }))
     ));
 
@@ -223,8 +223,8 @@ async fn what_cannot_run_is_refused_in_clear_words() {
     .expect("text");
     let cases: [(&str, &[u8], &str); 5] = [
         ("text", b"#!/bin/sh\n", "not WebAssembly"),
-        ("core", &core, "core module"),
-        ("cut", &component[..component.len() / 2], "not a valid component"),
+        ("library", &core, "exports no function _start"),
+        ("cut", &component[..component.len() / 2], "not valid WebAssembly"),
         ("empty", &empty, "exports neither"),
         ("foreign", &foreign, "other:host/door"),
     ];
@@ -266,7 +266,7 @@ async fn a_service_starts_in_milliseconds_and_is_small_while_idle() {
         let id = spec.id.clone();
         let began = Instant::now();
         harness.host.create(spec).await.expect("created");
-        harness.host.start_container(&id).await.expect("started");
+        harness.host.start_container(&id, None).await.expect("started");
         took.push(began.elapsed());
         addresses.push(std::net::SocketAddr::from((address, at.port())));
     }
@@ -283,5 +283,24 @@ async fn a_service_starts_in_milliseconds_and_is_small_while_idle() {
     let status = harness.host.status("idle-7").await.expect("status");
     assert!(matches!(status.state, State::Running { .. }));
     assert!(alive(harness.pid()));
+    harness.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_listens_on_the_socket_that_was_made_for_it() {
+    let harness = Harness::start().await;
+    let mut spec = harness.spec("handed", "guest-http");
+    spec.address = None;
+    spec.env.push(("PORT".to_owned(), "81".to_owned()));
+    harness.host.create(spec).await.expect("created");
+    assert_eq!(harness.host.status("handed").await.expect("status").port, Some(81));
+    let refused = harness.host.start_container("handed", None).await.expect_err("nowhere to listen");
+    assert!(refused.to_string().contains("needs the pod's address"), "{refused}");
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").expect("a socket");
+    let at = socket.local_addr().expect("an address");
+    harness.host.start_container("handed", Some(socket.into())).await.expect("started");
+    assert_eq!(get(at, "/").await, (200, "hello\n".to_owned()));
+    harness.host.kill("handed").await.expect("killed");
+    assert!(tokio::net::TcpStream::connect(at).await.is_err(), "it is closed with the container");
     harness.end().await;
 }

@@ -57,7 +57,7 @@ async fn a_quota_bounds_processor_time() {
     spec.args.push("loop".to_owned());
     spec.cpu = Some(CpuQuota { quota_micros: 20_000, period_micros: 100_000 });
     harness.host.create(spec).await.expect("created");
-    harness.host.start_container("quota").await.expect("started");
+    harness.host.start_container("quota", None).await.expect("started");
     let cpu = async || Duration::from_nanos(harness.host.stats("quota").await.expect("stats").cpu_nanos);
     eventually("it began", async || cpu().await > Duration::ZERO).await;
     let (began, before) = (Instant::now(), cpu().await);

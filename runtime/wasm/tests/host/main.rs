@@ -2,6 +2,8 @@
 
 mod cache;
 mod command;
+mod core;
+mod exec;
 mod http;
 mod isolation;
 mod recovery;

@@ -15,13 +15,13 @@ async fn containers_outlive_the_shim_and_every_end_is_told_once() {
     let mut spec = harness.spec("untold", "guest-command");
     spec.args.extend(["sleep".to_owned(), "100".to_owned()]);
     harness.host.create(spec).await.expect("created");
-    harness.host.start_container("untold").await.expect("started");
+    harness.host.start_container("untold", None).await.expect("started");
     let log = harness.dir().join("says.log");
     // This one tells by its log that time has passed in the host while no shim listens.
     let mut spec = harness.spec("says", "guest-http");
     spec.port = Some(slow.port());
     harness.host.create(spec).await.expect("created");
-    harness.host.start_container("says").await.expect("started");
+    harness.host.start_container("says", None).await.expect("started");
 
     let mut harness = harness
         .restart_shim(async || {
@@ -69,7 +69,7 @@ async fn the_death_of_the_host_is_told_and_a_new_one_takes_over() {
     let mut spec = harness.spec("lost", "guest-http");
     spec.port = Some(at.port());
     within("a new host", harness.host.create(spec)).await.expect("created");
-    harness.host.start_container("lost").await.expect("started");
+    harness.host.start_container("lost", None).await.expect("started");
     assert_eq!(get(at, "/").await.0, 200);
     let second = harness.host.pid().await.expect("a new host");
     assert_ne!(first, second);

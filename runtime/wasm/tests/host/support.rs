@@ -94,6 +94,9 @@ impl Harness {
             memory_limit: None,
             cpu: None,
             log_path: Some(self.dir.path().join(format!("{id}.log"))),
+            stdin: false,
+            stdin_once: false,
+            terminal: false,
             pod: format!("pod-of-{id}"),
         }
     }
@@ -104,17 +107,27 @@ impl Harness {
         spec.port = Some(at.port());
         let id = spec.id.clone();
         self.host.create(spec).await.expect("created");
-        self.host.start_container(&id).await.expect("started");
+        self.host.start_container(&id, None).await.expect("started");
         at
     }
 
     /// Runs a command to its end.
     pub async fn run(&mut self, id: &str, args: &[&str], adapt: impl FnOnce(&mut ContainerSpec)) -> Exit {
-        let mut spec = self.spec(id, "guest-command");
+        self.run_guest("guest-command", id, args, adapt).await
+    }
+
+    pub async fn run_guest(
+        &mut self,
+        guest: &str,
+        id: &str,
+        args: &[&str],
+        adapt: impl FnOnce(&mut ContainerSpec),
+    ) -> Exit {
+        let mut spec = self.spec(id, guest);
         spec.args.extend(args.iter().map(|&arg| arg.to_owned()));
         adapt(&mut spec);
         self.host.create(spec).await.expect("created");
-        self.host.start_container(id).await.expect("started");
+        self.host.start_container(id, None).await.expect("started");
         self.exit_of(id).await
     }
 
@@ -204,24 +217,29 @@ fn build_dir() -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("the target directory").join("guests")
 }
 
-/// A guest of this repository, as a component. Built at the first call, unless `WHARF_GUESTS` names a directory that
-/// has them.
+/// A guest of this repository, as a component; `core/NAME` as a core module. Built at the first call, unless
+/// `WHARF_GUESTS` names a directory that has them.
 pub fn guest_path(name: &str) -> PathBuf {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     let dir = BUILT.get_or_init(|| {
         if let Some(dir) = std::env::var_os("WHARF_GUESTS") {
             return dir.into();
         }
-        let status = Command::new(env!("CARGO"))
-            .args(["build", "--quiet", "--locked", "-p", "greeter", "-p", "wharf-guests"])
-            .args(["--target", "wasm32-wasip2", "--profile", "guest", "--target-dir"])
-            .arg(build_dir())
-            .current_dir(env!("CARGO_MANIFEST_DIR"))
-            .status();
-        assert!(status.expect("cargo").success(), "the guests do not build");
+        build(&["-p", "greeter", "-p", "wharf-guests", "--target", "wasm32-wasip2"]);
+        build(&["-p", "wharf-guests", "--bin", "guest-command", "--target", "wasm32-wasip1"]);
         build_dir().join("wasm32-wasip2/guest")
     });
-    dir.join(format!("{name}.wasm"))
+    match name.strip_prefix("core/") {
+        Some(name) => dir.join(format!("../../wasm32-wasip1/guest/{name}.wasm")),
+        None => dir.join(format!("{name}.wasm")),
+    }
+}
+
+fn build(what: &[&str]) {
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["build", "--quiet", "--locked"]).args(what).args(["--profile", "guest", "--target-dir"]);
+    let status = cargo.arg(build_dir()).current_dir(env!("CARGO_MANIFEST_DIR")).status();
+    assert!(status.expect("cargo").success(), "the guests do not build");
 }
 
 pub fn digest(path: &Path) -> String {
