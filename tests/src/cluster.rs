@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use crate::presence::Presence;
 use crate::{Census, Forward, Node, Said, assets};
 
-/// A cluster of one node without a way out. Dropping it purges it; in a test that failed its logs are shown first.
+/// A cluster without a way out. Dropping it purges it; in a test that failed its logs are shown first.
 pub struct Cluster {
     pub name: String,
     dir: TempDir,
@@ -30,13 +30,28 @@ impl Cluster {
         Self::down().started()
     }
 
-    /// Brings one up while nobody else may: to be found in the census.
+    /// Brings one up with several nodes. One that is silent for `grace` is taken for unreachable.
+    ///
+    /// # Panics
+    /// If `wctl up` fails.
+    #[track_caller]
+    pub fn of_nodes(nodes: u8, grace: &str) -> Self {
+        let cluster = Self::down();
+        let (name, nodes) = (&cluster.name, nodes.to_string());
+        let grace = format!("--node-monitor-grace-period={grace}");
+        cluster.wctl(&["up", name, "--isolated", "--nodes", &nodes, &grace]).ok();
+        cluster
+    }
+
+    /// Brings one of two nodes up while nobody else may: to be found in the census.
     ///
     /// # Panics
     /// If `wctl up` fails.
     #[track_caller]
     pub fn up_in(_: &Census) -> Self {
-        Self::named(None).started()
+        let cluster = Self::named(None);
+        cluster.wctl(&["up", &cluster.name, "--isolated", "--nodes", "2"]).ok();
+        cluster
     }
 
     #[track_caller]
@@ -119,9 +134,14 @@ impl Cluster {
         self.wctl(&[&["get"], words, &["-o", "json"]].concat()).json()
     }
 
-    /// Its node's network.
+    /// Its first node's network.
     pub fn node(&self) -> Node {
-        Node::at(self.local().run.join("netns/node-1"))
+        self.node_called("node-1")
+    }
+
+    /// A node's network; that of the `switch` between them, too.
+    pub fn node_called(&self, name: &str) -> Node {
+        Node::at(self.local().run.join("netns").join(name))
     }
 
     /// A forwarded port of a pod in the namespace `default`.

@@ -11,6 +11,8 @@ use crate::Cluster;
 pub enum Kind {
     Keeper,
     Server,
+    /// Of a node that is not the server's.
+    Agent,
     Shim,
     WasmHost,
     Zygote,
@@ -107,6 +109,7 @@ fn kind(pid: i32) -> Option<Kind> {
     Some(match words.get(1).map(String::as_str) {
         Some("keeper") => Kind::Keeper,
         Some("server") => Kind::Server,
+        Some("node") => Kind::Agent,
         Some("shim") => Kind::Shim,
         Some("wasm-host") => Kind::WasmHost,
         Some("zygote" | "compile") => Kind::Helper,

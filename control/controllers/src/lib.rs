@@ -14,6 +14,7 @@
 //! | [`root_ca`] | Namespaces, ConfigMaps of that name | `kube-root-ca.crt` in each namespace |
 //! | [`role`] | ClusterRoles | the rules of those that are made of others |
 //! | [`node::lifecycle`] | Nodes, node Leases | Ready=Unknown and taints when a node falls silent |
+//! | [`node::eviction`] | Pods, Nodes' taints | deletes pods that do not, or no longer, tolerate a NoExecute taint |
 //! | [`node::ipam`] | Nodes | a pod range for each node |
 //! | [`node::pods`] | Pods, Nodes | deletes pods of vanished nodes, and the oldest of too many ended ones |
 //!
@@ -95,6 +96,7 @@ const LOOPS: &[(&str, Run)] = &[
     ("root-ca", |context| Box::pin(root_ca::run(context))),
     ("role", |context| Box::pin(role::run(context))),
     ("node-lifecycle", |context| Box::pin(node::lifecycle::run(context))),
+    ("taint-eviction", |context| Box::pin(node::eviction::run(context))),
     ("node-ipam", |context| Box::pin(node::ipam::run(context))),
     ("node-pods", |context| Box::pin(node::pods::run(context))),
 ];

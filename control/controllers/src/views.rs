@@ -62,6 +62,8 @@ impl View for Pod {
     fn prepare(&mut self) {
         self.metadata.annotations.retain(|key, _| key == DELETION_COST);
         self.status.conditions.retain(|one| &*one.r#type == "Ready");
+        self.spec.tolerations.retain(|one| matches!(&*one.effect, "" | NO_EXECUTE));
+        self.spec.tolerations.shrink_to_fit();
     }
 }
 
@@ -72,6 +74,32 @@ const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
 #[serde(rename_all = "camelCase", default)]
 pub struct PodSpec {
     pub node_name: Arc<str>,
+    /// Those of taints that end pods.
+    #[serde(deserialize_with = "or_default")]
+    pub tolerations: Vec<Toleration>,
+}
+
+/// The effect of a taint that ends the pods of its node that do not tolerate it.
+pub const NO_EXECUTE: &str = "NoExecute";
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Toleration {
+    pub key: Box<str>,
+    pub operator: Box<str>,
+    pub value: Box<str>,
+    pub effect: Box<str>,
+    /// For ever, if there is none.
+    pub toleration_seconds: Option<i64>,
+}
+
+impl Toleration {
+    /// Whether it is about this taint.
+    pub fn tolerates(&self, taint: &Taint) -> bool {
+        let effect = self.effect.is_empty() || *self.effect == *taint.effect;
+        let key = self.key.is_empty() || *self.key == *taint.key;
+        effect && key && (&*self.operator == "Exists" || *self.value == *taint.value)
+    }
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]

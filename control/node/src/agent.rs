@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use serde::Deserialize;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -22,6 +22,7 @@ use crate::objects::Objects;
 use crate::pod::{self, Directory, Message, Shared};
 use crate::registration::{self, Machine};
 use crate::runtime::{self, Health, Inventory, Report, Runtime, label};
+use crate::settle::{self, Settling};
 use crate::tokens::Tokens;
 use crate::{Config, Error, dns, server};
 
@@ -50,6 +51,8 @@ impl Node {
         let (ready_tx, ready) = watch::channel(false);
         let (reports_tx, reports) = mpsc::channel(256);
         let (changes_tx, changes) = mpsc::channel(64);
+        let (asks, asked) = settle::channel();
+        let relist = Arc::new(Notify::new());
         let shared = Arc::new(Shared {
             name: config.name.clone(),
             host: config.address,
@@ -74,8 +77,10 @@ impl Node {
             port: address.port(),
             labels: config.labels,
             max_pods: config.max_pods,
+            lease: config.lease,
             machine,
             rest,
+            ghosts: asks,
         };
 
         let tracker = TaskTracker::new();
@@ -83,9 +88,16 @@ impl Node {
         tracker.spawn(registration::keep(registration, health, cidr_tx, ready_tx, stop.clone()));
         let part = Part { path: "/api/v1/pods".to_owned(), fields: format!("spec.nodeName={}", config.name) };
         let client = config.client;
-        let following = stop.clone();
+        let (following, again) = (stop.clone(), relist.clone());
         tracker.spawn(async move {
-            following.run_until_cancelled(follow(client, part, changes_tx)).await;
+            let work = async {
+                loop {
+                    // Begun anew it lists, and what comes after is in order.
+                    let following = follow(client.clone(), part.clone(), changes_tx.clone());
+                    tokio::select! { () = following => return, () = again.notified() => {} }
+                }
+            };
+            following.run_until_cancelled(work).await;
         });
         let dispatcher = Dispatcher {
             shared: shared.clone(),
@@ -94,9 +106,12 @@ impl Node {
             waiting: HashMap::new(),
             listed: false,
             found: None,
+            settling: Settling::default(),
+            cleaning: JoinSet::new(),
+            relist,
             stop: stop.clone(),
         };
-        tracker.spawn(dispatcher.run(changes, reports));
+        tracker.spawn(dispatcher.run(changes, reports, asked));
         tracker.spawn(server.run(shared, stop));
         tracker.close();
         info!(node = config.name, server = %address, "node agent started");
@@ -155,20 +170,40 @@ struct Dispatcher {
     listed: bool,
     /// What the runtime has of pods that have no worker (yet). None before the first connection.
     found: Option<HashMap<Arc<str>, Inventory>>,
+    settling: Settling,
+    /// What removes things of pods that have no worker.
+    cleaning: JoinSet<()>,
+    /// Has the pods listed afresh.
+    relist: Arc<Notify>,
     stop: CancellationToken,
 }
 
 impl Dispatcher {
-    async fn run(mut self, mut changes: mpsc::Receiver<Change>, mut reports: mpsc::Receiver<Report>) {
+    async fn run(
+        mut self,
+        mut changes: mpsc::Receiver<Change>,
+        mut reports: mpsc::Receiver<Report>,
+        mut asked: settle::Asked,
+    ) {
         loop {
+            let clean = self.listed && self.found.is_some() && self.cleaning.is_empty();
+            self.settling.settle(clean);
             tokio::select! {
                 () = self.stop.cancelled() => break,
                 Some(change) = changes.recv() => self.change(change).await,
                 Some(report) = reports.recv() => self.report(report).await,
                 Some(ended) = self.tasks.join_next(), if !self.tasks.is_empty() => match ended {
-                    Ok(uid) => drop(self.workers.remove(&uid)),
+                    Ok(uid) => {
+                        self.workers.remove(&uid);
+                        self.settling.ended(&uid);
+                    }
                     Err(error) => warn!(%error, "a pod's worker failed"),
                 },
+                Some(_) = self.cleaning.join_next(), if !self.cleaning.is_empty() => {}
+                Some(answer) = asked.recv() => {
+                    self.settling.asked(answer);
+                    self.relist.notify_one();
+                }
             }
         }
         self.tasks.join_all().await; // they have the same token
@@ -188,9 +223,10 @@ impl Dispatcher {
                     .filter(|uid| !seen.contains(*uid))
                     .cloned()
                     .collect();
-                for uid in gone {
-                    self.gone(&uid).await;
+                for uid in &gone {
+                    self.gone(uid).await;
                 }
+                self.settling.listed(gone.into_iter().filter(|uid| self.workers.contains_key(uid)));
                 if !self.listed {
                     self.listed = true;
                     self.clean();
@@ -283,7 +319,9 @@ impl Dispatcher {
                 warn!(%error, "could not remove the directories of pods that are gone");
             }
         };
-        tokio::spawn(async move { stop.run_until_cancelled(work).await });
+        self.cleaning.spawn(async move {
+            stop.run_until_cancelled(work).await;
+        });
     }
 }
 

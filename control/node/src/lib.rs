@@ -3,7 +3,7 @@
 //! Enter at [`Node::start`]. It speaks to the API with a `kube::Client` (in process or across the network, it does
 //! not know which) and to the runtime with CRI alone. Tasks that run until the token is cancelled:
 //! - *registration* creates and keeps the Node object. In: the runtime's health, the Node's `podCIDR`. Out: status
-//!   writes when something changed, a Lease every 10 s;
+//!   writes when something changed, a Lease four times in its duration;
 //! - *runtime* keeps the stream of container events and, after each (re)connection, lists what exists once.
 //!   Out: an inventory or one event, to the worker of the pod it is about;
 //! - *dispatcher* follows the pods of this node and owns the workers. In: pod changes, inventories. Out: one worker
@@ -11,6 +11,8 @@
 //! - *worker* (one a pod, [`pod`]) decides purely ([`pod::plan`]) and acts: pulls, volumes, sandbox, containers, probes, stop.
 //!   Out: the pod's status ([`pod::status`]), written only when it really changed;
 //! - *node server* answers `/containerLogs`, `/portForward`, `/pods`, `/healthz` over mutual TLS ([`server`]).
+//!
+//! A node is Ready only when it runs no pod that the API no longer has, also when it comes back ([`settle`]).
 //!
 //! Nothing polls: an idle node makes no API request but its lease renewals. Stopping the agent touches no container;
 //! the next start adopts what runs.
@@ -28,12 +30,14 @@ mod registration;
 mod resources;
 mod runtime;
 mod server;
+mod settle;
 mod tokens;
 mod volumes;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use wharf_kit::identity::{self, Pair};
 
@@ -78,7 +82,12 @@ pub struct Config {
     pub labels: BTreeMap<String, String>,
     /// The Node's `pods` capacity; [`DEFAULT_MAX_PODS`] suits.
     pub max_pods: u32,
+    /// How long the node's Lease is good: [`DEFAULT_LEASE`] suits. It is renewed four times in that.
+    pub lease: Duration,
 }
+
+/// The kubelet's: its Lease is good for 40 s and renewed every 10.
+pub const DEFAULT_LEASE: Duration = Duration::from_secs(40);
 
 /// Wasm pods cost little, so far more fit on a node than the kubelet's 110.
 pub const DEFAULT_MAX_PODS: u32 = 10_000;

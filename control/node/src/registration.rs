@@ -8,7 +8,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 use wharf_kit::api::{self, Ignored, Kind, PatchKind, Rest};
@@ -17,15 +17,12 @@ use wharf_kit::view::Key;
 
 use crate::follow::{Change, Part, follow};
 use crate::runtime::Health;
-use crate::{Error, resources};
+use crate::{Error, resources, settle};
 
 const NODES: Kind = Kind::core("Node", "nodes").cluster();
 const LEASES: Kind = Kind::new("coordination.k8s.io", "v1", "Lease", "leases");
 /// Kubernetes' own namespace for these leases.
 const LEASE_NAMESPACE: &str = "kube-node-lease";
-/// The kubelet's: the controllers call a node lost after 40 s without one.
-const RENEW: Duration = Duration::from_secs(10);
-const LEASE_SECONDS: u32 = 40;
 /// An unchanged status is written again after this, as the kubelet does.
 const REFRESH: Duration = Duration::from_secs(300);
 /// What we are, as `kubectl get nodes` shows it.
@@ -97,8 +94,12 @@ pub struct Registration {
     pub port: u16,
     pub labels: BTreeMap<String, String>,
     pub max_pods: u32,
+    /// How long a lease is good.
+    pub lease: Duration,
     pub machine: Machine,
     pub rest: Rest,
+    /// Asked before the node says that it is ready.
+    pub ghosts: settle::Asks,
 }
 
 /// The parts of a Node that we read.
@@ -165,15 +166,18 @@ impl Registration {
         })
     }
 
-    /// Pure: the status now; `times` are those of the last transitions.
+    /// Pure: the status now; `times` are those of the last transitions. `settled`: no ghost runs.
     fn status(
         &self,
         health: &Health,
+        settled: bool,
         times: &mut BTreeMap<String, (String, Timestamp)>,
         now: Timestamp,
     ) -> Value {
-        let ready = health.ready();
-        let unready = if health.message.is_empty() {
+        let ready = health.ready() && settled;
+        let unready = if health.ready() {
+            "pods that are gone from the API are still being ended"
+        } else if health.message.is_empty() {
             "container runtime status check may not have completed yet"
         } else {
             &health.message
@@ -329,6 +333,8 @@ async fn keep_node(
     let watcher = follow(registration.rest.client().clone(), part, seen_tx);
     let mut watcher = std::pin::pin!(watcher);
 
+    // The first list is the dispatcher's own; until it is carried out, what an earlier run left may still run.
+    let mut settling = Some(registration.ghosts.ask().await);
     let mut registered = false;
     let mut dirty = true;
     let mut written: Option<Value> = None;
@@ -337,7 +343,8 @@ async fn keep_node(
             let now =
                 Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_else(|_| Timestamp::now());
             let state = health.borrow_and_update().clone();
-            let status = registration.status(&state, &mut times, now);
+            let status = registration.status(&state, settling.is_none(), &mut times, now);
+            let ready_now = state.ready() && settling.is_none();
             let result = if registered {
                 registration
                     .rest
@@ -373,7 +380,7 @@ async fn keep_node(
                                 .find(|condition| condition.r#type == kind)
                                 .map(|condition| condition.status == "True")
                         };
-                        if told("Ready") != Some(state.ready()) || node.status.conditions.is_none() {
+                        if told("Ready") != Some(ready_now) || node.status.conditions.is_none() {
                             continue;
                         }
                         Ok(())
@@ -386,15 +393,15 @@ async fn keep_node(
                     dirty = false;
                     pause = PAUSES.0;
                     written = Some(comparable(&status));
-                    if state.ready() != *ready.borrow() {
+                    if ready_now != *ready.borrow() {
                         info!(
                             node = registration.name,
-                            ready = state.ready(),
+                            ready = ready_now,
                             reason = state.message,
                             "the node's readiness changed"
                         );
                     }
-                    ready.send_replace(state.ready());
+                    ready.send_replace(ready_now);
                 }
                 Err(error) => {
                     if error.is_not_found() {
@@ -411,21 +418,46 @@ async fn keep_node(
         tokio::select! {
             () = &mut watcher, if watching => {}
             Some(change) = seen.recv() => match understood(change) {
-                Some(Seen::There(node)) => learn(&node),
+                Some(Seen::There(node)) => {
+                    learn(&node);
+                    let given_up = node.status.conditions.iter().flatten().any(|condition| {
+                        condition.r#type == "Ready" && condition.status == "Unknown"
+                    });
+                    if given_up && settling.is_none() {
+                        warn!(node = registration.name, "the cluster gave this node up: ending pods that are gone");
+                        settling = Some(registration.ghosts.ask().await);
+                    }
+                }
                 None => {}
                 Some(Seen::Gone) => {
                     info!(node = registration.name, "our Node was deleted: registering anew");
                     registered = false;
                     dirty = true;
+                    settling = Some(registration.ghosts.ask().await);
                 }
             },
+            () = done(&mut settling) => {
+                settling = None;
+                dirty = true;
+            }
             Ok(()) = health.changed() => {
                 let now = Timestamp::now();
-                let status = registration.status(&health.borrow(), &mut times.clone(), now);
+                let status = registration.status(&health.borrow(), settling.is_none(), &mut times.clone(), now);
                 dirty = written.as_ref() != Some(&comparable(&status));
             }
             () = tokio::time::sleep(REFRESH) => dirty = true,
         }
+    }
+}
+
+/// Waits until what was asked is answered; for ever if nothing was.
+async fn done(settling: &mut Option<oneshot::Receiver<()>>) {
+    let answered = match settling {
+        Some(answer) => answer.await.is_ok(),
+        None => false,
+    };
+    if !answered {
+        std::future::pending::<()>().await;
     }
 }
 
@@ -450,7 +482,7 @@ async fn keep_lease(registration: &Registration, mut uid: watch::Receiver<String
     let mut wait = Duration::from_millis(200);
     loop {
         let now = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string();
-        let renewal = json!({"spec": {"holderIdentity": registration.name, "leaseDurationSeconds": LEASE_SECONDS, "renewTime": now}});
+        let renewal = json!({"spec": {"holderIdentity": registration.name, "leaseDurationSeconds": registration.lease.as_secs().max(1), "renewTime": now}});
         let renewed = match registration
             .rest
             .patch::<Ignored>(LEASES, &key, "", PatchKind::Merge, &renewal)
@@ -467,12 +499,12 @@ async fn keep_lease(registration: &Registration, mut uid: watch::Receiver<String
         match renewed {
             Ok(_) => {
                 wait = Duration::from_millis(200);
-                tokio::time::sleep(RENEW).await;
+                tokio::time::sleep(registration.lease / 4).await;
             }
             Err(error) => {
                 debug!(error = %chain(&error), "could not renew our lease");
                 tokio::time::sleep(wait).await;
-                wait = (wait * 2).min(Duration::from_secs(7));
+                wait = (wait * 2).min(registration.lease / 4);
             }
         }
     }
@@ -491,15 +523,17 @@ mod tests {
             port: 10250,
             labels: BTreeMap::from([("zone".into(), "a".into())]),
             max_pods: 10_000,
+            lease: Duration::from_secs(40),
             machine: Machine::read(dir.path()).unwrap(),
             rest: Rest::new(
                 tokio::runtime::Runtime::new().unwrap().block_on(async { crate::pod::nowhere() }),
             ),
+            ghosts: settle::channel().0,
         };
         let mut times = BTreeMap::new();
         let at = |second| Timestamp::from_second(second).unwrap();
         let health = Health::default();
-        let first = registration.status(&health, &mut times, at(10));
+        let first = registration.status(&health, true, &mut times, at(10));
         assert_eq!(first["capacity"]["pods"], "10000");
         let ready = |status: &Value| status["conditions"][3].clone();
         assert_eq!(
@@ -513,13 +547,16 @@ mod tests {
             version: "wharf://1".into(),
             ..health
         };
-        let second = registration.status(&health, &mut times, at(20));
+        let second = registration.status(&health, true, &mut times, at(20));
         assert_eq!(ready(&second)["lastTransitionTime"], "1970-01-01T00:00:20Z");
         assert_eq!(second["conditions"][0]["lastTransitionTime"], "1970-01-01T00:00:10Z");
-        let third = registration.status(&health, &mut times, at(30));
+        let third = registration.status(&health, true, &mut times, at(30));
         assert_eq!(ready(&third)["lastTransitionTime"], "1970-01-01T00:00:20Z");
         assert_eq!(comparable(&third), comparable(&second));
         assert_ne!(comparable(&second), comparable(&first));
+        let haunted = registration.status(&health, false, &mut times, at(40));
+        assert_eq!(ready(&haunted)["status"], "False");
+        assert!(ready(&haunted)["message"].as_str().unwrap().contains("gone from the API"));
         assert_eq!(registration.labels()["kubernetes.io/hostname"], "n1");
         assert!(third["nodeInfo"]["kubeletVersion"].as_str().unwrap().starts_with("v1.36.0-wharf"));
     }

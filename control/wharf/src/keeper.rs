@@ -1,9 +1,10 @@
 //! `wharf keeper`: the one process of a development cluster that stays in the host's network namespace (D8).
 //!
-//! It makes the node's namespace, holds the listener on 127.0.0.1 and hands it down, starts shim and server inside
-//! the namespace, restarts with back-off what dies, and reaps what loses its parent. It says on its standard output
-//! how far it is, one word a line, then `ready` or `failed: WHY`, and closes it. When it is ended it ends server
-//! and shim; containers are left to who asked (`wctl down` sweeps).
+//! It makes the switch and a namespace for each node, holds the listener on 127.0.0.1 and hands it down, starts the
+//! server (which is the first node too), the other nodes' agents and every node's shim inside their namespaces,
+//! restarts with back-off what dies, and reaps what loses its parent. It says on its standard output how far it is,
+//! one word a line, then `ready` or `failed: WHY`, and closes it. When it is ended it ends server, agents and shims;
+//! containers are left to who asked (`wctl down` sweeps).
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -17,18 +18,24 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use clap::Args;
+use jiff::SignedDuration;
 use nix::fcntl::{FcntlArg, FdFlag, Flock, FlockArg, fcntl};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use tokio::signal::unix::{SignalKind, signal};
-use wharf_sandbox::{isolate, netns};
+use wharf_sandbox::{Switch, netns};
 
-/// The network that joins the nodes of one development cluster; it exists in the cluster's namespaces alone.
-const NODE_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 64, 0, 11);
+use crate::pki::Pki;
+use crate::{node, server};
+
+/// The network that joins the nodes of one development cluster; it exists in the cluster's namespaces alone. The
+/// first node is at .11, the next at .12.
+const NODES: Ipv4Addr = Ipv4Addr::new(10, 64, 0, 0);
 const NODE_PREFIX: u8 = 24;
+const FIRST_NODE: u8 = 11;
+/// Where the first node serves the API.
 const API_PORT: u16 = 6443;
-const NODE_NAME: &str = "node-1";
 /// The first wait before a restart, doubled each time up to the longest.
 const FIRST_WAIT: Duration = Duration::from_millis(50);
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
@@ -39,6 +46,8 @@ const GRACE: Duration = Duration::from_secs(8);
 /// From the start of the server to its API.
 const START_DEADLINE: Duration = Duration::from_secs(60);
 
+/// The keeper's own part of the cluster's processes.
+const KEEPER: &str = "keeper";
 /// This program.
 const SELF: &str = "/proc/self/exe";
 
@@ -59,6 +68,12 @@ pub struct Options {
     /// Give the cluster no way out
     #[arg(long)]
     isolated: bool,
+    /// Number of a node; the first runs the control plane
+    #[arg(long = "node", default_value = "1")]
+    nodes: Vec<u8>,
+    /// A node silent for this long is taken for unreachable
+    #[arg(long, default_value = server::NODE_GRACE)]
+    node_monitor_grace_period: SignedDuration,
 }
 
 pub fn run(options: Options) -> anyhow::Result<()> {
@@ -90,39 +105,54 @@ fn say(word: &str) {
 }
 
 async fn keep(options: &Options) -> anyhow::Result<()> {
-    wharf_local::cgroup::join(&options.name).context("make the cluster's cgroup")?;
+    wharf_local::cgroup::join(&options.name, KEEPER).context("make the cluster's cgroup")?;
     nix::sys::prctl::set_child_subreaper(true).context("become the reaper of orphans")?;
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, options.port))
         .with_context(|| format!("listen on 127.0.0.1:{}", options.port))?;
 
     say("namespaces");
-    let node_ns = options.run.join("netns").join(NODE_NAME);
-    netns::create(&node_ns)?;
-    isolate(&node_ns, NODE_ADDRESS, NODE_PREFIX).await?;
+    let mut nodes: Vec<LocalNode> =
+        options.nodes.iter().map(|number| LocalNode::new(options, *number)).collect();
+    let switch = Switch::create(&options.run.join("netns/switch")).await?;
+    for node in &nodes {
+        netns::create(&node.namespace)?;
+        switch.plug(&node.name, &node.namespace, node.address, NODE_PREFIX).await?;
+    }
 
     let mut children = Children::new(signal(SignalKind::child())?);
     let mut term = signal(SignalKind::terminate())?;
     let mut int = signal(SignalKind::interrupt())?;
-    if !options.isolated
-        && let Some(plan) = way_out(options, &node_ns)
-    {
-        children.start(plan)?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    if !options.isolated {
+        let pasta = pasta();
+        for node in &nodes {
+            pasta.iter().try_for_each(|pasta| children.start(way_out(options, node, pasta)))?;
+        }
     }
 
     say("shim");
-    children.start(shim(options, &node_ns))?;
+    let pki = Pki::open(&options.data.join("server/pki"))?;
+    for node in &nodes {
+        if node.number > 1 {
+            node.identify(&pki)?;
+        }
+        children.start(shim(options, node))?;
+    }
     say("server");
     let (reader, writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
-    children.start(server(options, &node_ns, listener.into(), Some(writer)))?;
+    children.start(server(options, &nodes[0], listener.into(), Some(writer)))?;
+    for node in &nodes[1..] {
+        children.start(agent(options, node))?;
+    }
     tokio::select! {
         ready = first_byte(reader) => ready.context("the server closed before it was ready")?,
         died = children.next() => {
             let name = died?;
-            bail!("{name} ended: {}", last_words(&options.log(name)));
+            bail!("{name} ended: {}", last_words(&options.log(&name)));
         }
         () = tokio::time::sleep(START_DEADLINE) => bail!("the server was not ready within {START_DEADLINE:?}"),
-        _ = term.recv() => return children.end().await,
-        _ = int.recv() => return children.end().await,
+        _ = term.recv() => return children.end(|_| true).await,
+        _ = int.recv() => return children.end(|_| true).await,
     }
     children.forget_ready();
     say("ready");
@@ -130,24 +160,89 @@ async fn keep(options: &Options) -> anyhow::Result<()> {
     loop {
         let waiting = children.next_due();
         tokio::select! {
-            died = children.next() => children.restart_later(died?),
-            name = due(waiting) => children.restart(name)?,
+            died = children.next() => children.restart_later(&died?),
+            name = due(waiting) => children.restart(&name)?,
+            // The list of nodes changed.
+            _ = hangup.recv() => {
+                let wanted = options.cluster().nodes();
+                for node in nodes.extract_if(.., |node| !wanted.contains(&node.number)) {
+                    remove(options, &mut children, &node).await?;
+                }
+            }
             _ = term.recv() => break,
             _ = int.recv() => break,
         }
     }
-    children.end().await
+    children.end(|_| true).await
+}
+
+/// Ends a node for good.
+async fn remove(options: &Options, children: &mut Children, node: &LocalNode) -> anyhow::Result<()> {
+    children.end(|plan| plan.node == node.name).await?;
+    children.kept.retain(|_, child| child.plan.node != node.name);
+    wharf_local::sweep_node(&options.cluster(), &node.name)?;
+    netns::remove(&node.namespace)?;
+    tracing::info!(node = node.name, "removed");
+    Ok(())
 }
 
 impl Options {
+    fn cluster(&self) -> wharf_local::Cluster {
+        wharf_local::Cluster { name: self.name.clone(), data: self.data.clone(), run: self.run.clone() }
+    }
+
     fn log(&self, name: &str) -> PathBuf {
         self.data.join("logs").join(format!("{name}.log"))
     }
 }
 
+/// A node of the cluster, and its places.
+struct LocalNode {
+    number: u8,
+    name: String,
+    address: Ipv4Addr,
+    namespace: PathBuf,
+    /// What survives a boot, and what does not.
+    data: PathBuf,
+    run: PathBuf,
+    /// Its own certificate and key, and the CA.
+    pki: PathBuf,
+}
+
+impl LocalNode {
+    fn new(options: &Options, number: u8) -> Self {
+        let name = wharf_local::node_name(number);
+        let below = |dir: &Path| if number == 1 { dir.to_owned() } else { dir.join("nodes").join(&name) };
+        let data = below(&options.data);
+        Self {
+            number,
+            address: Ipv4Addr::from_bits(NODES.to_bits() + u32::from(FIRST_NODE + number - 1)),
+            namespace: options.run.join("netns").join(&name),
+            pki: data.join(if number == 1 { "server/pki" } else { "pki" }),
+            data,
+            run: below(&options.run),
+            name,
+        }
+    }
+
+    /// What a process of this node is called: `shim`, `shim-node-2`.
+    fn called(&self, process: &str) -> String {
+        if self.number == 1 { process.to_owned() } else { format!("{process}-{}", self.name) }
+    }
+
+    /// Gives the node its certificate. (The server does that for the first node.)
+    fn identify(&self, pki: &Pki) -> anyhow::Result<()> {
+        let own = Pki::beside(&self.pki, pki)?;
+        node::identity(&own, &self.name, self.address.into()).map(drop)
+    }
+}
+
 /// What to start, where, and with which descriptors.
 struct Plan {
-    name: &'static str,
+    name: String,
+    /// Whose cgroup it is born into.
+    node: String,
+    cluster: String,
     program: PathBuf,
     arguments: Vec<String>,
     /// The host's own without.
@@ -159,98 +254,113 @@ struct Plan {
     ready: Option<OwnedFd>,
 }
 
-fn shim(options: &Options, namespace: &Path) -> Plan {
-    let (data, run) = (options.data.display(), options.run.display());
-    let pki = options.data.join("server/pki");
-    let pki = pki.display();
+/// A process of ours on a node.
+fn plan(options: &Options, node: &LocalNode, name: String, arguments: Vec<String>) -> Plan {
     Plan {
-        name: "shim",
+        node: node.name.clone(),
+        cluster: options.name.clone(),
         program: SELF.into(),
-        arguments: words(&[
-            "shim",
-            &format!("--socket={run}/shim.sock"),
-            &format!("--root={data}/shim"),
-            &format!("--state={run}/shim"),
-            &format!("--cgroup-parent={}", wharf_local::cgroup::pods(&options.name)),
-            &format!("--registry=https://{NODE_ADDRESS}:{API_PORT}"),
-            &format!("--registry-ca={pki}/ca.crt"),
-            &format!("--registry-cert={pki}/node.crt"),
-            &format!("--registry-key={pki}/node.key"),
-        ]),
-        namespace: Some(namespace.to_owned()),
-        log: options.log("shim"),
+        arguments,
+        namespace: Some(node.namespace.clone()),
+        log: options.log(&name),
+        name,
         kept: Vec::new(),
         ready: None,
     }
 }
 
-fn server(options: &Options, namespace: &Path, listener: OwnedFd, ready: Option<OwnedFd>) -> Plan {
-    let (data, run) = (options.data.display(), options.run.display());
-    Plan {
-        name: "server",
-        program: SELF.into(),
-        arguments: words(&[
-            "server",
-            &format!("--root={data}/server"),
-            &format!("--listen={NODE_ADDRESS}:{API_PORT}"),
-            &format!("--listen-fd={}", listener.as_raw_fd()),
-            &format!("--public-url=https://127.0.0.1:{}", options.port),
-            "--with-node",
-            &format!("--node-name={NODE_NAME}"),
-            &format!("--node-address={NODE_ADDRESS}"),
-            &format!("--node-root={data}/node"),
-            &format!("--node-logs={data}/logs/pods"),
-            &format!("--runtime={run}/shim.sock"),
-        ]),
-        namespace: Some(namespace.to_owned()),
-        log: options.log("server"),
-        kept: vec![listener],
-        ready,
-    }
+fn api_url() -> String {
+    format!("https://{}:{API_PORT}", Ipv4Addr::from_bits(NODES.to_bits() + u32::from(FIRST_NODE)))
+}
+
+fn shim(options: &Options, node: &LocalNode) -> Plan {
+    let (data, run, pki) = (node.data.display(), node.run.display(), node.pki.display());
+    let arguments = words(&[
+        "shim",
+        &format!("--socket={run}/shim.sock"),
+        &format!("--root={data}/shim"),
+        &format!("--state={run}/shim"),
+        &format!("--cgroup-parent={}", wharf_local::cgroup::pods(&options.name, &node.name)),
+        &format!("--registry={}", api_url()),
+        &format!("--registry-ca={pki}/ca.crt"),
+        &format!("--registry-cert={pki}/node.crt"),
+        &format!("--registry-key={pki}/node.key"),
+    ]);
+    plan(options, node, node.called("shim"), arguments)
+}
+
+/// What server and agent are told of their node.
+fn node_arguments(options: &Options, node: &LocalNode) -> Vec<String> {
+    let (data, run, logs) = (node.data.display(), node.run.display(), options.data.display());
+    words(&[
+        &format!("--node-name={}", node.name),
+        &format!("--node-address={}", node.address),
+        &format!("--node-root={data}/node"),
+        &format!("--node-logs={logs}/logs/{}", node.called("pods")),
+        &format!("--runtime={run}/shim.sock"),
+        &format!("--node-lease-duration={}", options.node_monitor_grace_period),
+    ])
+}
+
+fn server(options: &Options, node: &LocalNode, listener: OwnedFd, ready: Option<OwnedFd>) -> Plan {
+    let mut arguments = words(&[
+        "server",
+        &format!("--root={}/server", options.data.display()),
+        &format!("--listen={}:{API_PORT}", node.address),
+        &format!("--listen-fd={}", listener.as_raw_fd()),
+        &format!("--public-url=https://127.0.0.1:{}", options.port),
+        &format!("--node-monitor-grace-period={}", options.node_monitor_grace_period),
+        "--with-node",
+    ]);
+    arguments.extend(node_arguments(options, node));
+    Plan { kept: vec![listener], ready, ..plan(options, node, "server".to_owned(), arguments) }
+}
+
+fn agent(options: &Options, node: &LocalNode) -> Plan {
+    let mut arguments =
+        words(&["node", &format!("--server={}", api_url()), &format!("--pki={}", node.pki.display())]);
+    arguments.extend(node_arguments(options, node));
+    plan(options, node, node.name.clone(), arguments)
 }
 
 fn words(words: &[&str]) -> Vec<String> {
     words.iter().map(|word| (*word).to_owned()).collect()
 }
 
-/// User-mode forwarding to the host's network by `pasta`, where that is installed; without it the cluster is
-/// isolated.
-fn way_out(options: &Options, namespace: &Path) -> Option<Plan> {
+/// User-mode forwarding to the host's network, where it is installed; without it the cluster is isolated.
+fn pasta() -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let Some(pasta) = std::env::split_paths(&path).map(|dir| dir.join("pasta")).find(|path| path.is_file())
-    else {
+    let pasta = std::env::split_paths(&path).map(|dir| dir.join("pasta")).find(|path| path.is_file());
+    if pasta.is_none() {
         tracing::warn!(
             "pasta is not installed: nothing leaves the cluster's network; install Debian's passt"
         );
-        return None;
-    };
-    Some(Plan {
-        name: "pasta",
-        program: pasta,
-        arguments: words(&[
-            "--foreground",
-            "--quiet",
-            "--config-net",
-            "--no-map-gw", // the gateway must not stand for the host's own loopback
-            "--ns-ifname=out",
-            "--runas=0",
-            "--tcp-ports=none",
-            "--udp-ports=none",
-            "--tcp-ns=none",
-            "--udp-ns=none",
-            &format!("--netns={}", namespace.display()),
-        ]),
-        namespace: None,
-        log: options.log("pasta"),
-        kept: Vec::new(),
-        ready: None,
-    })
+    }
+    pasta
+}
+
+fn way_out(options: &Options, node: &LocalNode, pasta: &Path) -> Plan {
+    let arguments = words(&[
+        "--foreground",
+        "--quiet",
+        "--config-net",
+        "--no-map-gw", // the gateway must not stand for the host's own loopback
+        "--ns-ifname=out",
+        "--runas=0",
+        "--tcp-ports=none",
+        "--udp-ports=none",
+        "--tcp-ns=none",
+        "--udp-ns=none",
+        &format!("--netns={}", node.namespace.display()),
+    ]);
+    let program = pasta.to_owned();
+    Plan { program, namespace: None, ..plan(options, node, node.called("pasta"), arguments) }
 }
 
 /// The processes that are kept.
 struct Children {
     signal: tokio::signal::unix::Signal,
-    kept: HashMap<&'static str, Child>,
+    kept: HashMap<String, Child>,
 }
 
 struct Child {
@@ -270,7 +380,7 @@ impl Children {
     fn start(&mut self, plan: Plan) -> anyhow::Result<()> {
         let pid = spawn(&plan)?;
         let child = Child { pid: Some(pid), started: Instant::now(), wait: FIRST_WAIT, due: None, plan };
-        self.kept.insert(child.plan.name, child);
+        self.kept.insert(child.plan.name.clone(), child);
         Ok(())
     }
 
@@ -281,13 +391,13 @@ impl Children {
     }
 
     /// The name of the next kept process that ended. Orphans are reaped on the way. Cancel-safe.
-    async fn next(&mut self) -> anyhow::Result<&'static str> {
+    async fn next(&mut self) -> anyhow::Result<String> {
         loop {
             while let Some((pid, status)) = reap()? {
                 if let Some(child) = self.kept.values_mut().find(|child| child.pid == Some(pid)) {
                     child.pid = None;
                     tracing::warn!(process = child.plan.name, ?status, "ended");
-                    return Ok(child.plan.name);
+                    return Ok(child.plan.name.clone());
                 }
             }
             if self.signal.recv().await.is_none() {
@@ -306,8 +416,8 @@ impl Children {
     }
 
     /// The process whose restart is due next, and when.
-    fn next_due(&self) -> Option<(Instant, &'static str)> {
-        self.kept.values().filter_map(|child| Some((child.due?, child.plan.name))).min()
+    fn next_due(&self) -> Option<(Instant, String)> {
+        self.kept.values().filter_map(|child| Some((child.due?, child.plan.name.clone()))).min()
     }
 
     fn restart(&mut self, name: &str) -> anyhow::Result<()> {
@@ -319,19 +429,27 @@ impl Children {
         Ok(())
     }
 
-    /// Ends the server, then the shim, so that nobody asks a shim that is gone.
-    async fn end(mut self) -> anyhow::Result<()> {
-        for name in ["server", "shim", "pasta"] {
-            let Some(pid) = self.kept.get(name).and_then(|child| child.pid) else { continue };
-            let _ = kill(pid, Signal::SIGTERM);
+    /// Ends these processes: agents and server, then shims, so that nobody asks a shim that is gone.
+    async fn end(&mut self, these: impl Fn(&Plan) -> bool) -> anyhow::Result<()> {
+        let is_shim = |name: &str| name == "shim" || name.starts_with("shim-");
+        for shims in [false, true] {
             let deadline = tokio::time::Instant::now() + GRACE;
-            while self.kept[name].pid.is_some() {
+            let running: Vec<(String, Pid)> = self
+                .kept
+                .iter()
+                .filter(|(name, child)| is_shim(name) == shims && these(&child.plan))
+                .filter_map(|(name, child)| Some((name.clone(), child.pid?)))
+                .collect();
+            for (_, pid) in &running {
+                let _ = kill(*pid, Signal::SIGTERM);
+            }
+            while let Some((name, pid)) = running.iter().find(|(name, _)| self.kept[name].pid.is_some()) {
                 match tokio::time::timeout_at(deadline, self.next()).await {
-                    Ok(ended) => drop(ended?),
+                    Ok(ended) => self.restart_later(&ended?), // in case it is none of these
                     Err(_) => {
                         tracing::warn!(process = name, "did not end in time; killed");
-                        let _ = kill(pid, Signal::SIGKILL);
-                        break;
+                        let _ = kill(*pid, Signal::SIGKILL);
+                        self.kept.entry(name.clone()).and_modify(|child| child.pid = None);
                     }
                 }
             }
@@ -341,7 +459,7 @@ impl Children {
 }
 
 /// Waits until a restart is due; for ever if none is.
-async fn due(waiting: Option<(Instant, &'static str)>) -> &'static str {
+async fn due(waiting: Option<(Instant, String)>) -> String {
     let Some((due, name)) = waiting else { return std::future::pending().await };
     tokio::time::sleep_until(due.into()).await;
     name
@@ -357,6 +475,14 @@ fn reap() -> anyhow::Result<Option<(Pid, WaitStatus)>> {
 }
 
 fn spawn(plan: &Plan) -> anyhow::Result<Pid> {
+    // A process is born into its parent's cgroup; this one has one thread that spawns.
+    wharf_local::cgroup::join(&plan.cluster, &plan.node).context("join the node's cgroup")?;
+    let spawned = spawn_here(plan);
+    wharf_local::cgroup::join(&plan.cluster, KEEPER).context("come back from the node's cgroup")?;
+    spawned
+}
+
+fn spawn_here(plan: &Plan) -> anyhow::Result<Pid> {
     let log = File::options().create(true).append(true).open(&plan.log);
     let log = log.with_context(|| format!("open {}", plan.log.display()))?;
     let mut command = Command::new(&plan.program);

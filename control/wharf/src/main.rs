@@ -3,12 +3,15 @@
 //! | command | process |
 //! |---|---|
 //! | `wharf server` | API server, scheduler, controllers; with `--with-node` the node agent too |
+//! | `wharf node` | the node agent of a further node |
 //! | `wharf shim` | the CRI runtime of a node |
 //! | `wharf keeper` | starts and restarts the others in a development cluster |
 //! | `wharf zygote`, `wasm-host`, `compile` | what the shim re-executes this program as; not for people |
 
 mod keeper;
+mod node;
 mod pki;
+mod routes;
 mod server;
 mod shim;
 mod store;
@@ -32,7 +35,9 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Run the control plane: API server, scheduler, controllers, registry
-    Server(server::Options),
+    Server(Box<server::Options>),
+    /// Run the agent of a node that is not the server's
+    Node(node::Options),
     /// Run the CRI runtime of a node
     Shim(shim::Options),
     /// Keep the processes of a development cluster (`wctl up` starts this)
@@ -53,7 +58,8 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
     let _ = rustls::crypto::ring::default_provider().install_default();
     let done = match command {
-        Command::Server(options) => run(server::run(options)),
+        Command::Server(options) => run(server::run(*options)),
+        Command::Node(options) => run(node::run(options)),
         Command::Shim(options) => run(shim::run(options)),
         Command::Keeper(options) => keeper::run(options),
     };

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use wharf_kit::identity::{Ca, Pair, signing_key, write_private};
+use wharf_kit::identity::{Ca, Pair, signing_key, write_private, write_public};
 
 /// Certificates with less life left than this are made anew at a start. They are issued for a year.
 const RENEW_BEFORE: Duration = Duration::from_secs(60 * 24 * 3600);
@@ -26,6 +26,14 @@ impl Pki {
     pub fn open(dir: &Path) -> anyhow::Result<Self> {
         std::fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
         let ca = Ca::load_or_generate(&dir.join("ca.crt"), &dir.join("ca.key"), "wharf-ca")?;
+        Ok(Self { dir: dir.to_owned(), ca })
+    }
+
+    /// A directory for certificates of the same CA, whose certificate is put there and whose key is not.
+    pub fn beside(dir: &Path, other: &Self) -> anyhow::Result<Self> {
+        std::fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
+        write_public(&dir.join("ca.crt"), other.ca.cert_pem().as_bytes())?;
+        let ca = Ca::load(other.ca.cert_pem(), other.ca.key_pem())?;
         Ok(Self { dir: dir.to_owned(), ca })
     }
 

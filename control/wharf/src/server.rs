@@ -1,6 +1,6 @@
 //! `wharf server`: the control plane in one process, and with `--with-node` the node agent too.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::{FromRawFd as _, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
+use jiff::SignedDuration;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
@@ -17,11 +18,15 @@ use wharf_kit::identity::{self, ClientAuth};
 use wharf_scheduler::Scheduler;
 use wharf_store::{Store, compactor};
 
+use crate::node::{self, NodeOptions};
 use crate::pki::Pki;
 use crate::store::{EtcdOptions, Location, Opened};
 
 /// How long lists go on and watches start from the past: what Kubernetes' clients are used to.
 const HISTORY: Duration = Duration::from_secs(5 * 60);
+
+/// Kubernetes' default.
+pub const NODE_GRACE: &str = "40s";
 
 #[derive(Args)]
 pub struct Options {
@@ -51,30 +56,11 @@ pub struct Options {
     /// Run the node agent too
     #[arg(long)]
     with_node: bool,
+    /// A node silent for this long is taken for unreachable
+    #[arg(long, default_value = NODE_GRACE)]
+    node_monitor_grace_period: SignedDuration,
     #[command(flatten)]
     node: NodeOptions,
-}
-
-#[derive(Args)]
-struct NodeOptions {
-    /// Name of the node
-    #[arg(long, default_value = "node-1")]
-    node_name: String,
-    /// The node's own address
-    #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
-    node_address: IpAddr,
-    /// Directory for volumes and pods
-    #[arg(long, default_value = "/var/lib/wharf/node")]
-    node_root: PathBuf,
-    /// Directory for container logs
-    #[arg(long, default_value = "/var/log/pods")]
-    node_logs: PathBuf,
-    /// The CRI runtime's socket
-    #[arg(long, default_value = "/run/wharf/shim.sock")]
-    runtime: PathBuf,
-    /// Port of the node server
-    #[arg(long, default_value_t = wharf_node::DEFAULT_PORT)]
-    node_port: u16,
 }
 
 pub async fn run(options: Options) -> anyhow::Result<()> {
@@ -97,11 +83,17 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     }
     let component = |name: &str| api.client(UserInfo::system(name));
     let scheduler = Scheduler::start(component("kube-scheduler"), stop.clone());
-    let controllers = wharf_controllers::Config::new(pki.ca.cert_pem());
+    let mut controllers = wharf_controllers::Config::new(pki.ca.cert_pem());
+    controllers.node_grace =
+        options.node_monitor_grace_period.try_into().context("--node-monitor-grace-period")?;
     let controllers =
         wharf_controllers::start(component("kube-controller-manager"), controllers, stop.clone());
     let node = match options.with_node {
-        true => Some(start_node(&options.node, &pki, &api, stop.clone()).await?),
+        true => {
+            let client = api.client(UserInfo::node(&options.node.node_name));
+            let identity = node::identity(&pki, &options.node.node_name, options.node.node_address)?;
+            Some(node::start(&options.node, client, identity, pki.ca.cert_pem(), stop.clone()).await?)
+        }
         false => None,
     };
     stop.cancelled().await;
@@ -171,35 +163,6 @@ fn reload_keys_on_hangup(keys: TokenKeys, pki: Arc<Pki>, stop: CancellationToken
         }
     });
     Ok(())
-}
-
-async fn start_node(
-    options: &NodeOptions,
-    pki: &Pki,
-    api: &ApiServer,
-    stop: CancellationToken,
-) -> anyhow::Result<wharf_node::Handle> {
-    let user = format!("system:node:{}", options.node_name);
-    let names = [options.node_name.clone(), options.node_address.to_string()];
-    let pair = pki.pair("node", &format!("{user},{}", options.node_address), |ca| {
-        ca.peer(&user, &["system:nodes"], &names)
-    })?;
-    let config = wharf_node::Config {
-        name: options.node_name.clone(),
-        client: api.client(UserInfo::node(&options.node_name)),
-        runtime: wharf_cri::connect(&options.runtime),
-        address: options.node_address,
-        root: options.node_root.clone(),
-        logs: options.node_logs.clone(),
-        serving: wharf_node::Serving {
-            listen: wharf_node::Listen::Address(SocketAddr::new(options.node_address, options.node_port)),
-            identity: pair,
-            client_ca: pki.ca.cert_pem().to_owned(),
-        },
-        labels: Default::default(),
-        max_pods: wharf_node::DEFAULT_MAX_PODS,
-    };
-    Ok(wharf_node::Node::start(config, stop).await?)
 }
 
 fn inherited_listener(fd: RawFd) -> anyhow::Result<TcpListener> {

@@ -6,16 +6,19 @@
 //! address costs no kernel call. [`Network::attach`] and [`Network::detach`] make and unmake one OCI pod's
 //! namespace, all over netlink and in this process.
 //!
-//! [`netns`] has the namespace primitives; `wharf keeper` uses them for a development cluster's nodes.
+//! Between nodes, [`Routes`] lead to the pods of the others; a development cluster's nodes hang on one [`Switch`].
+//! [`netns`] has the namespace primitives.
 
 mod address;
 mod link;
 pub mod netns;
 mod network;
+mod nodes;
 mod range;
 
 pub use address::AddressPool;
-pub use network::{Attachment, Network, isolate};
+pub use network::{Attachment, Network};
+pub use nodes::{Routes, Switch};
 pub use range::Range;
 
 /// Why the network of a sandbox could not be made or unmade.

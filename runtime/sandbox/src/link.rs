@@ -1,12 +1,15 @@
 //! The few things that sandboxes ask of netlink, with errors that name what was tried.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::os::fd::RawFd;
 use std::path::Path;
 
 use futures::TryStreamExt as _;
 use rtnetlink::packet_route::link::{InfoData, InfoKind, InfoVeth, LinkMessage};
-use rtnetlink::packet_route::route::{RouteScope, RouteType};
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute};
 use rtnetlink::{Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
@@ -57,14 +60,19 @@ impl Netlink {
         }
     }
 
+    /// The index of the link `name`, which is there.
+    pub(crate) async fn known(&self, name: &str) -> Result<u32, Error> {
+        self.index(name).await?.ok_or_else(|| Error::Netlink {
+            action: format!("find the link {name}"),
+            cause: rtnetlink::Error::RequestFailed,
+        })
+    }
+
     /// Makes the link by `message` unless one of its name exists, and gives its index.
     async fn ensure(&self, name: &str, message: LinkMessage) -> Result<u32, Error> {
         let added = self.0.link().add(message).execute().await;
         done_before(added).map_err(failed(format!("make the link {name}")))?;
-        self.index(name).await?.ok_or_else(|| Error::Netlink {
-            action: format!("find the link {name} just made"),
-            cause: rtnetlink::Error::RequestFailed,
-        })
+        self.known(name).await
     }
 
     pub(crate) async fn bridge(&self, name: &str) -> Result<u32, Error> {
@@ -138,6 +146,48 @@ impl Netlink {
         done_before(added).map_err(failed(format!("route {range} by {gateway}")))
     }
 
+    /// Routes `range` by the node at `gateway`.
+    pub(crate) async fn route_by_node(&self, range: Range, gateway: Ipv4Addr) -> Result<(), Error> {
+        let added = self.0.route().add(by_node(range, gateway)).execute().await;
+        done_before(added).map_err(failed(format!("route {range} by {gateway}")))
+    }
+
+    /// Takes such a route away. One that is gone is no error.
+    pub(crate) async fn remove_route(&self, range: Range, gateway: Ipv4Addr) -> Result<(), Error> {
+        match self.0.route().del(by_node(range, gateway)).execute().await {
+            Err(rtnetlink::Error::NetlinkError(e)) if e.raw_code() == -libc::ESRCH => Ok(()),
+            other => other.map_err(failed(format!("remove the route of {range} by {gateway}"))),
+        }
+    }
+
+    /// The routes that [`Self::route_by_node`] made for ranges within `all`.
+    pub(crate) async fn routes_by_nodes(&self, all: Range) -> Result<BTreeMap<Range, Ipv4Addr>, Error> {
+        let asked = RouteMessageBuilder::<Ipv4Addr>::new().build();
+        let found: Vec<RouteMessage> = self
+            .0
+            .route()
+            .get(asked)
+            .execute()
+            .try_collect()
+            .await
+            .map_err(failed("read the routes".to_owned()))?;
+        let ours = found.into_iter().filter(|route| route.header.protocol == BY_NODE);
+        let read = |route: RouteMessage| {
+            let (mut to, mut by) = (None, None);
+            for attribute in &route.attributes {
+                match attribute {
+                    RouteAttribute::Destination(RouteAddress::Inet(address)) => to = Some(*address),
+                    RouteAttribute::Gateway(RouteAddress::Inet(address)) => by = Some(*address),
+                    _ => {}
+                }
+            }
+            let range = Range::new(to?, route.header.destination_prefix_length)?;
+            all.position(range.first())?;
+            Some((range, by?))
+        };
+        Ok(ours.filter_map(read).collect())
+    }
+
     /// Makes every address of `range` one of this namespace's own (any-IP).
     pub(crate) async fn own_range(&self, range: Range, loopback: u32) -> Result<(), Error> {
         let message = RouteMessageBuilder::<Ipv4Addr>::new()
@@ -176,6 +226,18 @@ impl Netlink {
         }
         Ok(())
     }
+}
+
+/// Who made a route, as the kernel keeps it: ours to other nodes. Numbers from 5 on are free to use
+/// (`RTPROT_STATIC` is 4); `ip route` shows it.
+const BY_NODE: RouteProtocol = RouteProtocol::Other(87);
+
+fn by_node(range: Range, gateway: Ipv4Addr) -> RouteMessage {
+    RouteMessageBuilder::<Ipv4Addr>::new()
+        .destination_prefix(range.first(), range.prefix())
+        .gateway(gateway)
+        .protocol(BY_NODE)
+        .build()
 }
 
 /// The kernel's table of local addresses (`RT_TABLE_LOCAL`).

@@ -244,21 +244,8 @@ impl Network {
     }
 }
 
-/// Gives the namespace at `netns` a loopback and an interface `eth0` with `address` that leads nowhere: the
-/// node of an isolated development cluster. A repeat changes nothing. Must be called within a tokio runtime.
-///
-/// # Errors
-/// What the kernel says.
-pub async fn isolate(netns: &Path, address: Ipv4Addr, prefix: u8) -> Result<(), Error> {
-    let node = Netlink::inside(netns)?;
-    node.up(LOOPBACK).await?;
-    // A bridge without ports: kernels without the dummy device are common, those without bridges are no use.
-    let eth0 = node.bridge("eth0").await?;
-    node.address(eth0, address, prefix).await
-}
-
 /// The index of `lo` in every namespace (`LOOPBACK_IFINDEX`).
-const LOOPBACK: u32 = 1;
+pub(crate) const LOOPBACK: u32 = 1;
 
 /// A link name holds 15 bytes; sandbox ids are random, so their first 12 tell them apart.
 fn veth_name(id: &str) -> String {

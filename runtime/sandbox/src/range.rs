@@ -7,13 +7,20 @@ use std::str::FromStr;
 use crate::Error;
 
 /// An IPv4 range: its first address and the length of its prefix in bits (at most 30).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Range {
     first: Ipv4Addr,
     prefix: u8,
 }
 
 impl Range {
+    /// The range that begins at `first`; `None` if that is no range, or one with too few addresses.
+    pub fn new(first: Ipv4Addr, prefix: u8) -> Option<Self> {
+        // A half must still hold an address beside its own name and its broadcast.
+        let range = (1..=29).contains(&prefix).then_some(Self { first, prefix })?;
+        first.to_bits().is_multiple_of(range.size()).then_some(range)
+    }
+
     /// The first address of the range, which names the range itself.
     pub fn first(self) -> Ipv4Addr {
         self.first
@@ -56,15 +63,7 @@ impl FromStr for Range {
         let (first, prefix) = text.split_once('/').ok_or_else(bad)?;
         let (first, prefix): (Ipv4Addr, u8) =
             (first.parse().map_err(|_| bad())?, prefix.parse().map_err(|_| bad())?);
-        // A half must still hold an address beside its own name and its broadcast.
-        if !(1..=29).contains(&prefix) {
-            return Err(bad());
-        }
-        let range = Self { first, prefix };
-        if !first.to_bits().is_multiple_of(range.size()) {
-            return Err(bad());
-        }
-        Ok(range)
+        Self::new(first, prefix).ok_or_else(bad)
     }
 }
 

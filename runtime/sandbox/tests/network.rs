@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use nix::sched::{CloneFlags, unshare};
-use wharf_sandbox::{Network, Range, isolate, netns};
+use wharf_sandbox::{Network, Range, Routes, Switch, netns};
 
 /// Runs `test` on a thread in a fresh node namespace, with a tokio runtime of its own, then checks that the
 /// test left nothing behind.
@@ -126,7 +126,10 @@ fn configuring_again_after_a_restart_changes_nothing() {
 fn a_wasm_guest_reaches_no_loopback_of_its_node() {
     on_node(|network, _| async move {
         let here = format!("/proc/self/task/{}/ns/net", nix::unistd::gettid());
-        isolate(Path::new(&here), Ipv4Addr::new(10, 64, 0, 11), 24).await.unwrap();
+        let switches = tempfile::tempdir().unwrap();
+        let path = switches.path().join("switch");
+        let switch = Switch::create(&path).await.unwrap();
+        switch.plug("node-1", Path::new(&here), Ipv4Addr::new(10, 64, 0, 11), 24).await.unwrap();
         network.configure(range()).await.unwrap();
         let node = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let seen = netns::within(&network.wasm_netns(), || {
@@ -137,5 +140,61 @@ fn a_wasm_guest_reaches_no_loopback_of_its_node() {
             Ok(TcpListener::bind((network.gateway().unwrap(), 0)).is_ok())
         });
         assert!(!bound.unwrap(), "an address of the node is not the namespace's");
+        netns::remove(&path).unwrap();
+    });
+}
+
+#[test]
+fn routes_lead_to_the_pods_of_another_node_until_they_are_taken_away() {
+    on_node(|network, dir| async move {
+        network.configure(range()).await.unwrap();
+        let pod = network.attach("here").await.unwrap();
+        let here = format!("/proc/self/task/{}/ns/net", nix::unistd::gettid());
+        let places = tempfile::tempdir().unwrap();
+        let (switch_path, other) = (places.path().join("switch"), places.path().join("other"));
+        let switch = Switch::create(&switch_path).await.unwrap();
+        netns::create(&other).unwrap();
+        let (own, far) = (Ipv4Addr::new(10, 64, 0, 11), Ipv4Addr::new(10, 64, 0, 12));
+        switch.plug("own", Path::new(&here), own, 24).await.unwrap();
+        switch.plug("other", &other, far, 24).await.unwrap();
+
+        // The other node is a thread in its namespace, with the next range and a pod of both sorts.
+        let dir = dir.join("other");
+        let (pods, told) = std::sync::mpsc::channel();
+        let (done, end) = std::sync::mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || {
+            netns::enter(&other).unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let network = Network::open(&dir).unwrap();
+                let far: Range = "10.128.128.0/17".parse().unwrap();
+                network.configure(far).await.unwrap();
+                let back = std::collections::BTreeMap::from([(range(), own)]);
+                Routes::open().unwrap().set("10.128.0.0/9".parse().unwrap(), &back).await.unwrap();
+                let oci = network.attach("there").await.unwrap();
+                let wasm = network.take_wasm_address().unwrap();
+                pods.send([serve(&oci.netns, oci.address), serve(&network.wasm_netns(), wasm)]).unwrap();
+                let _ = end.recv();
+                network.teardown().await.unwrap();
+            });
+            netns::remove(&other).unwrap();
+            std::fs::remove_dir(&dir).unwrap();
+        });
+        let there = told.recv().unwrap();
+        let routes = Routes::open().unwrap();
+        let all: Range = "10.128.0.0/9".parse().unwrap();
+        let wanted = std::collections::BTreeMap::from([("10.128.128.0/17".parse().unwrap(), far)]);
+        for _ in 0..2 {
+            routes.set(all, &wanted).await.unwrap(); // a repeat changes nothing
+            for at in there {
+                let seen = netns::within(&pod.netns, || ask(at)).unwrap();
+                assert_eq!(seen, pod.address.to_string(), "{at} sees the pod's own address");
+            }
+        }
+        routes.set(all, &std::collections::BTreeMap::new()).await.unwrap();
+        assert!(netns::within(&pod.netns, || ask(there[0])).is_err(), "the route is gone");
+        drop(done);
+        thread.join().unwrap();
+        netns::remove(&switch_path).unwrap();
     });
 }

@@ -25,21 +25,41 @@ fn mounts() -> Vec<(String, PathBuf)> {
         .collect()
 }
 
-/// Where, in each hierarchy, the cgroups of a cluster's containers go.
-pub fn pods(name: &str) -> String {
-    format!("/{}/pods", dir_name(name))
+/// Where, in each hierarchy, the cgroups of the containers of a cluster's node go.
+pub fn pods(name: &str, node: &str) -> String {
+    format!("/{}/pods/{node}", dir_name(name))
 }
 
-/// Moves the calling process into the cluster's cgroup of the unified hierarchy; what it starts is born there. It is
-/// a leaf beside [`pods`]: a cgroup with processes may not limit cgroups below it. Without that hierarchy, nothing.
+/// Moves the calling process into a cgroup of the cluster in the unified hierarchy; what it starts is born there.
+/// `part` is a node, or `keeper`. It is a leaf: a cgroup with processes may not limit cgroups below it. Without that
+/// hierarchy, nothing.
 ///
 /// # Errors
 /// The kernel's.
-pub fn join(name: &str) -> io::Result<()> {
+pub fn join(name: &str, part: &str) -> io::Result<()> {
     let Some(cgroup) = unified(name) else { return Ok(()) };
-    let leaf = cgroup.join("processes");
+    let leaf = cgroup.join(PROCESSES).join(part);
     fs::create_dir_all(&leaf)?;
     fs::write(leaf.join("cgroup.procs"), "0")
+}
+
+/// Where a cluster's own processes are, beside [`pods`].
+const PROCESSES: &str = "processes";
+
+/// Kills what runs on one node, and removes its cgroups in every hierarchy. Returns how many processes are left.
+///
+/// # Errors
+/// The first cgroup that the kernel refuses to remove.
+pub(crate) fn end_node(name: &str, node: &str, patience: Duration) -> io::Result<usize> {
+    let parts = [PROCESSES, "pods"].map(|part| format!("{}/{part}/{node}", dir_name(name)));
+    if let Some((_, mount)) = mounts().into_iter().find(|(kind, _)| kind == "cgroup2") {
+        let left: usize = parts.iter().map(|part| kill(&mount.join(part), patience)).sum();
+        if left > 0 {
+            return Ok(left);
+        }
+    }
+    parts.iter().try_for_each(|part| remove_below(part, patience))?;
+    Ok(0)
 }
 
 /// How many processes are in the cgroup and below.
@@ -72,10 +92,13 @@ pub(crate) fn kill(cgroup: &Path, patience: Duration) -> usize {
 /// # Errors
 /// The first that the kernel refuses to remove.
 pub(crate) fn remove(name: &str, patience: Duration) -> io::Result<()> {
+    remove_below(&dir_name(name), patience)
+}
+
+fn remove_below(path: &str, patience: Duration) -> io::Result<()> {
     let deadline = Instant::now() + patience;
     loop {
-        let removed =
-            mounts().into_iter().try_for_each(|(_, mount)| remove_tree(&mount.join(dir_name(name))));
+        let removed = mounts().into_iter().try_for_each(|(_, mount)| remove_tree(&mount.join(path)));
         match removed {
             Err(error) if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline => {
                 std::thread::sleep(Duration::from_millis(5)); // as above

@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd as _, FromRawFd as _, OwnedFd};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::mount::{MntFlags, umount2};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 
 use crate::cgroup;
 use crate::error::{Error, at};
-use crate::layout::Cluster;
+use crate::layout::{Cluster, node_name};
 
 /// How long the keeper may take to end its processes in order.
 const ORDERLY: Duration = Duration::from_secs(15);
@@ -47,6 +47,51 @@ pub fn down(cluster: &Cluster, keep: Keep) -> Result<(), Error> {
     sweep(cluster)?;
     if keep == Keep::Nothing && cluster.data.exists() {
         fs::remove_dir_all(&cluster.data).map_err(at("remove", &cluster.data))?;
+    }
+    Ok(())
+}
+
+/// Ends the processes of one node of a cluster that runs, and removes all that it had. Nothing is done about its Node
+/// object. A node that is not there is no error.
+///
+/// # Errors
+/// [`Error::NodeLeft`] if the keeper does not manage.
+pub fn end_node(cluster: &Cluster, node: &str) -> Result<(), Error> {
+    let (Some(mut memory), Some(keeper)) = (cluster.memory(), cluster.keeper()) else { return Ok(()) };
+    if !memory.nodes.iter().any(|number| node_name(*number) == node) {
+        return Ok(());
+    }
+    memory.nodes.retain(|number| node_name(*number) != node);
+    cluster.remember(&memory)?;
+    let _ = kill(Pid::from_raw(keeper), Signal::SIGHUP); // one that just ended took the node along
+    let namespace = cluster.run.join("netns").join(node);
+    let deadline = Instant::now() + ORDERLY;
+    // The keeper removes this last. It takes a fraction of a second, once in a node's life.
+    while namespace.exists() {
+        if Instant::now() > deadline {
+            return Err(Error::NodeLeft { node: node.to_owned(), log: cluster.logs().join("keeper.log") });
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}
+
+/// Kills what is left of a node's processes and removes its files, mounts and cgroups: the keeper's part of
+/// [`end_node`].
+///
+/// # Errors
+/// What the kernel says.
+pub fn sweep_node(cluster: &Cluster, node: &str) -> Result<(), Error> {
+    let left = cgroup::end_node(&cluster.name, node, KILLED)
+        .map_err(at("remove the cgroups of", Path::new(node)))?;
+    if left > 0 {
+        return Err(Error::NodeLeft { node: node.to_owned(), log: cluster.logs().join("keeper.log") });
+    }
+    for dir in [&cluster.run, &cluster.data].map(|dir| dir.join("nodes").join(node)) {
+        unmount_below(&dir)?;
+        if dir.exists() {
+            fs::remove_dir_all(&dir).map_err(at("remove", &dir))?;
+        }
     }
     Ok(())
 }

@@ -26,6 +26,8 @@ pub enum Error {
     Start { name: String, why: String, log: PathBuf },
     #[error("{count} processes of the cluster {name:?} did not end; see {procs}")]
     Left { name: String, count: usize, procs: PathBuf },
+    #[error("the processes of {node} did not end; see {log}")]
+    NodeLeft { node: String, log: PathBuf },
     #[error("{path} is no kubeconfig: {why}; mend or move it, or point KUBECONFIG elsewhere")]
     Kubeconfig { path: PathBuf, why: String },
     #[error("could not {action} {path}")]

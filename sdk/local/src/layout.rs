@@ -1,5 +1,6 @@
 //! Where a cluster's files are, and which clusters there are.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
@@ -69,6 +70,17 @@ pub(crate) struct Memory {
     pub port: u16,
     /// No way out of the cluster's network.
     pub isolated: bool,
+    /// The numbers of its nodes; none in what was written before there could be several.
+    #[serde(default)]
+    pub nodes: BTreeSet<u8>,
+}
+
+/// As many nodes as a development cluster can have: each is a handful of processes on one machine.
+pub const MAX_NODES: u8 = 64;
+
+/// The name of a development cluster's node by its number, from 1.
+pub fn node_name(number: u8) -> String {
+    format!("node-{number}")
 }
 
 impl Cluster {
@@ -112,6 +124,13 @@ impl Cluster {
 
     pub(crate) fn memory(&self) -> Option<Memory> {
         serde_json::from_slice(&fs::read(self.data.join("cluster.json")).ok()?).ok()
+    }
+
+    /// The numbers of its nodes, always with 1.
+    pub fn nodes(&self) -> BTreeSet<u8> {
+        let mut nodes = self.memory().map(|memory| memory.nodes).unwrap_or_default();
+        nodes.insert(1);
+        nodes
     }
 
     /// Where its API is served, if it was ever up.

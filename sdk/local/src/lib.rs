@@ -13,8 +13,8 @@ mod kubeconfig;
 mod layout;
 mod up;
 
-pub use down::{Keep, down};
+pub use down::{Keep, down, end_node, sweep_node};
 pub use error::Error;
 pub use kubeconfig::{forget, merge};
-pub use layout::{Cluster, Layout, list};
+pub use layout::{Cluster, Layout, MAX_NODES, list, node_name};
 pub use up::{Options, Phase, up};

@@ -5,6 +5,7 @@ use std::io::{self, BufRead as _, BufReader};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use crate::check;
 use crate::down::sweep;
@@ -18,6 +19,10 @@ pub struct Options {
     pub port: Option<u16>,
     /// No way out of the cluster's network.
     pub isolated: bool,
+    /// How many nodes; as many as the last time, or one, if none is given.
+    pub nodes: Option<u8>,
+    /// A node silent for this long is taken for unreachable: Kubernetes' node-monitor-grace-period.
+    pub node_grace: Option<Duration>,
     /// The `wharf` program; the one beside this program, else that in PATH, if none is given.
     pub wharf: Option<PathBuf>,
 }
@@ -44,7 +49,8 @@ pub fn up(cluster: &Cluster, options: &Options, mut progress: impl FnMut(Phase))
     let wharf = binary(options.wharf.clone())?;
     sweep(cluster)?; // of a crash or a reboot
     let port = port(options.port.or_else(|| cluster.memory().map(|m| m.port)))?;
-    cluster.remember(&Memory { port, isolated: options.isolated })?;
+    let nodes = options.nodes.map_or_else(|| cluster.nodes(), |count| (1..=count).collect());
+    cluster.remember(&Memory { port, isolated: options.isolated, nodes: nodes.clone() })?;
     let logs = cluster.logs();
     fs::create_dir_all(&logs).map_err(at("make", &logs))?;
     fs::create_dir_all(&cluster.run).map_err(at("make", &cluster.run))?;
@@ -60,6 +66,12 @@ pub fn up(cluster: &Cluster, options: &Options, mut progress: impl FnMut(Phase))
         .arg(&cluster.run)
         .arg("--port")
         .arg(port.to_string());
+    for number in &nodes {
+        command.arg(format!("--node={number}"));
+    }
+    if let Some(grace) = options.node_grace {
+        command.arg("--node-monitor-grace-period").arg(format!("{}ms", grace.as_millis()));
+    }
     if options.isolated {
         command.arg("--isolated");
     }

@@ -15,6 +15,8 @@ use crate::uri::{segment, with_query};
 pub struct Api {
     pub client: Client,
     pub namespace: String,
+    /// Its URL, without a slash at the end.
+    pub server: String,
 }
 
 /// Why the cluster did not do what was asked, in its own words.
@@ -60,8 +62,9 @@ impl Api {
     fn over(mut config: Config, global: &Global) -> anyhow::Result<Self> {
         config.read_timeout = None; // watches and logs are silent for long
         let namespace = global.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
+        let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
         let client = Client::try_from(config).context("cannot use the kubeconfig")?;
-        Ok(Self { client, namespace })
+        Ok(Self { client, namespace, server })
     }
 
     pub async fn get(&self, path: &str) -> anyhow::Result<Value> {

@@ -23,7 +23,8 @@ use clap::{Parser, Subcommand};
 
 use command::{
     apply, delete, describe, diff, down, edit, events as events_command, explain, get,
-    image as image_command, logs, port_forward, rollout as rollout_command, scale, status, up, version, wait,
+    image as image_command, logs, node, port_forward, rollout as rollout_command, scale, status, up, version,
+    wait,
 };
 
 /// Run wasm microservices and OCI containers on one cluster.
@@ -90,6 +91,14 @@ enum Command {
     Scale(scale::Options),
     /// Follow or undo the rollout of a Deployment
     Rollout(rollout_command::Options),
+    /// Let no new pods onto nodes
+    Cordon(node::Named),
+    /// Let pods onto nodes again
+    Uncordon(node::Named),
+    /// Move the pods of nodes elsewhere
+    Drain(node::DrainOptions),
+    /// Work with nodes
+    Node(node::Options),
     /// Work with images
     Image(image_command::Options),
     /// Print the versions of wctl and of the cluster
@@ -131,6 +140,10 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::PortForward(options) => port_forward::run(options, &global).await,
         Command::Scale(options) => scale::run(options, &global).await,
         Command::Rollout(options) => rollout_command::run(options, &global).await,
+        Command::Cordon(nodes) => node::cordon(nodes, true, &global).await,
+        Command::Uncordon(nodes) => node::cordon(nodes, false, &global).await,
+        Command::Drain(options) => node::drain(options, &global).await,
+        Command::Node(options) => node::run(options, &global).await,
         Command::Image(options) => image_command::run(options, &global).await,
         Command::Version(options) => version::run(options, &global).await,
     };

@@ -1,4 +1,4 @@
-//! `cargo xtask demo`: a wasm component and an OCI container answer from one new cluster.
+//! `cargo xtask demo`: a wasm component and an OCI container answer from one new cluster of two nodes.
 
 use std::path::Path;
 use std::process::{Command, ExitCode};
@@ -76,7 +76,7 @@ fn walk(phases: &mut Phases, places: &Places) -> Result<()> {
 
 fn up(places: &Places) -> Result<()> {
     let mut up = wctl(places);
-    let started = command::listen(up.args(["up", NAME]))?;
+    let started = command::listen(up.args(["up", NAME, "--nodes", "2"]))?;
     if started.success {
         print!("{}", indented(&started.text));
         return Ok(());

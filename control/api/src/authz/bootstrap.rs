@@ -323,6 +323,7 @@ pub fn rbac() -> Vec<Bootstrap> {
                 &["get"],
             )],
         ),
+        role("wharf:node-router", vec![rule(&[""], &["nodes"], &["list", "watch"])]),
         role("wharf:registry-puller", vec![paths(&["/v2/*", "/v2"], &["get", "head"])]),
         role("wharf:registry-pusher", vec![paths(&["/v2/*", "/v2"], ALL)]),
         binding("cluster-admin", "cluster-admin", "Group", &["system:masters"]),
@@ -347,6 +348,9 @@ pub fn rbac() -> Vec<Bootstrap> {
             "User",
             &["system:kube-controller-manager"],
         ),
+        // A node leads packets to the pods of the others, so it must know where those are. (In Kubernetes the service
+        // proxy and the network plugin of each node may look; they are other users there.)
+        binding("wharf:node-router", "wharf:node-router", "Group", &["system:nodes"]),
         binding("wharf:registry-puller", "wharf:registry-puller", "Group", &["system:nodes"]),
     ]
 }

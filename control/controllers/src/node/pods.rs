@@ -12,8 +12,6 @@ use wharf_kit::view::{Index, Key, Store, View};
 use crate::Context;
 use crate::views::{Node, Pod};
 
-/// A node is given this long to come (back) before its pods are deleted, as in Kubernetes.
-const QUARANTINE: Duration = Duration::from_secs(40);
 /// The value under which the `ended` index has every ended pod.
 const ALL: &str = "";
 
@@ -48,6 +46,8 @@ pub(crate) async fn run(context: Context) {
     let on = by_node(&pods);
     let ended = pods.index("ended", |pod| pod.has_ended().then(|| ALL.to_owned()).into_iter().collect());
     tokio::join!(nodes.ready(), pods.ready());
+    // A node is given this long to come (back) before its pods are deleted: in Kubernetes the same 40 s.
+    let quarantine: Duration = context.config.node_grace;
     let pass =
         Pods { rest: context.rest, nodes: nodes.clone(), on, ended, kept: context.config.ended_pods_kept };
     let controller = Controller::new("node-pods", pass).workers(2);
@@ -57,7 +57,7 @@ pub(crate) async fn run(context: Context) {
         let Some(pod) = change.new else { return };
         let node = &pod.spec.node_name;
         if !node.is_empty() && known.get(&Key::cluster(node.clone())).is_none() {
-            queue.add_after(Look::Node(node.clone()), QUARANTINE);
+            queue.add_after(Look::Node(node.clone()), quarantine);
         }
         if pod.has_ended() && change.old.is_none_or(|old| !old.has_ended()) {
             queue.add(Look::Ended);
@@ -66,7 +66,7 @@ pub(crate) async fn run(context: Context) {
     let queue = controller.queue();
     nodes.on_change(move |change| {
         if change.new.is_none() {
-            queue.add_after(Look::Node(change.key.name.clone()), QUARANTINE);
+            queue.add_after(Look::Node(change.key.name.clone()), quarantine);
         }
     });
     controller.run(context.stop).await;

@@ -315,6 +315,71 @@ async fn a_node_has_its_range_and_falls_silent_and_comes_back() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pods_leave_a_silent_node_when_their_toleration_ends_and_a_deleted_node_takes_its_own_along() {
+    let world = World::start(Duration::from_secs(1)).await;
+    let first = world.add_node("n1", "4").await;
+    let mut web = deployment("web", 2, "v1");
+    let tolerates = |seconds: i64| {
+        json!([{"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute",
+                "tolerationSeconds": seconds}])
+    };
+    web["spec"]["template"]["spec"]["tolerations"] = tolerates(1);
+    let mut stays = deployment("stays", 1, "v1");
+    stays["spec"]["template"]["spec"]["tolerations"] = tolerates(3600);
+    for object in [&web, &stays] {
+        world.admin.create::<Ignored>(DEPLOYMENTS, "default", object).await.unwrap();
+    }
+    world.rolled_out("default", "web", 2).await;
+    world.rolled_out("default", "stays", 1).await;
+    world.add_node("n2", "4").await;
+    first.cancel();
+    let active = |app: &'static str| {
+        let world = &world;
+        async move {
+            let pods = world.list(PODS, "default").await.into_iter();
+            let pods = pods.filter(|pod| pod["metadata"]["labels"]["app"] == app);
+            pods.filter(|pod| pod["metadata"]["deletionTimestamp"].is_null()).collect::<Vec<_>>()
+        }
+    };
+    world
+        .wait("they are back elsewhere", || async {
+            let pods = active("web").await;
+            let there = pods.iter().filter(|pod| pod["spec"]["nodeName"] == "n2").count();
+            if there == 2 && pods.len() == 2 { Ok(()) } else { Err(json!(pods).to_string()) }
+        })
+        .await;
+    let node = world.get(NODES, "", "n1").await.unwrap();
+    let taint = node["spec"]["taints"].as_array().unwrap().iter().find(|one| one["effect"] == "NoExecute");
+    let added: jiff::Timestamp = taint.unwrap()["timeAdded"].as_str().unwrap().parse().unwrap();
+    // Nobody on the silent node confirms their end, so they are there still, and say why they go.
+    let leaving: Vec<Value> = world.list(PODS, "default").await;
+    let leaving: Vec<&Value> =
+        leaving.iter().filter(|pod| !pod["metadata"]["deletionTimestamp"].is_null()).collect();
+    assert_eq!(leaving.len(), 2, "{leaving:?}");
+    for pod in leaving {
+        // A deletion's time is that of its end: now and the grace period.
+        let end: jiff::Timestamp = pod["metadata"]["deletionTimestamp"].as_str().unwrap().parse().unwrap();
+        let grace = pod["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap();
+        assert!(end.as_second() - grace > added.as_second(), "not before its toleration ends: {pod}");
+        let conditions = pod["status"]["conditions"].as_array().unwrap();
+        let why = conditions.iter().find(|one| one["type"] == "DisruptionTarget").expect("why it goes");
+        assert_eq!(why["reason"], "DeletionByTaintManager");
+    }
+    assert_eq!(active("stays").await[0]["spec"]["nodeName"], "n1", "it tolerates the node for an hour");
+
+    // A node that is deleted takes its pods along, whatever they tolerate.
+    world.admin.delete::<Ignored>(NODES, &Key::cluster("n1"), &Delete::default()).await.unwrap();
+    world
+        .wait("none is left of the node that is gone", || async {
+            let pods = world.list(PODS, "default").await;
+            let there = pods.iter().filter(|pod| pod["spec"]["nodeName"] == "n2").count();
+            if there == 3 && pods.len() == 3 { Ok(()) } else { Err(json!(pods).to_string()) }
+        })
+        .await;
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_idle_control_plane_asks_for_nothing() {
     let world = World::start(LONG).await;
     world.add_node("n1", "4").await;

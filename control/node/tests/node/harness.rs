@@ -164,6 +164,7 @@ impl Harness {
             },
             labels: BTreeMap::from([("zone".to_owned(), "a".to_owned())]),
             max_pods: wharf_node::DEFAULT_MAX_PODS,
+            lease: wharf_node::DEFAULT_LEASE,
         };
         Agent { handle: Node::start(config, stop.clone()).await.unwrap(), stop }
     }

@@ -11,6 +11,7 @@ pub mod explain;
 pub mod get;
 pub mod image;
 pub mod logs;
+pub mod node;
 pub mod port_forward;
 pub mod rollout;
 pub mod scale;

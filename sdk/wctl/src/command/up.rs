@@ -1,5 +1,6 @@
 //! `wctl up`.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -23,10 +24,16 @@ pub struct Options {
     /// Give the cluster no way out of its own network
     #[arg(long)]
     isolated: bool,
+    /// How many nodes; as many as the last time, or one, if none is given
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=wharf_local::MAX_NODES as i64))]
+    nodes: Option<u8>,
+    /// A node silent for this long is taken for unreachable [default: 40s]
+    #[arg(long, value_parser = duration)]
+    node_monitor_grace_period: Option<Duration>,
     /// The `wharf` program to run
     #[arg(long, env = "WHARF_BIN")]
     wharf: Option<PathBuf>,
-    /// How long to wait for the node
+    /// How long to wait for the nodes
     #[arg(long, default_value = "60s", value_parser = duration)]
     timeout: Duration,
 }
@@ -35,7 +42,13 @@ pub async fn run(options: Options, global: &Global) -> anyhow::Result<()> {
     let cluster = global.layout().cluster(&options.name)?;
     let (start, since) = (Instant::now(), Timestamp::now());
     let bar = output::spinner("starting");
-    let how = wharf_local::Options { port: options.port, isolated: options.isolated, wharf: options.wharf };
+    let how = wharf_local::Options {
+        port: options.port,
+        isolated: options.isolated,
+        nodes: options.nodes,
+        node_grace: options.node_monitor_grace_period,
+        wharf: options.wharf,
+    };
     let started = wharf_local::up(&cluster, &how, |phase| {
         bar.set_message(match phase {
             Phase::Namespaces => "making the cluster's network",
@@ -49,12 +62,13 @@ pub async fn run(options: Options, global: &Global) -> anyhow::Result<()> {
     let kubeconfig = wharf_local::merge(&cluster)?;
     let global = Global { context: Some(cluster.context()), ..global.clone() };
     let api = Api::connect(&global).await?;
-    let node = wait_for_node(&api, since, options.timeout).await?;
+    let names: Vec<String> = cluster.nodes().into_iter().map(wharf_local::node_name).collect();
+    wait_for_nodes(&api, &names, since, options.timeout).await?;
     let ready_after = start.elapsed();
     let name = &cluster.name;
     output::line(&format!(
         "cluster {name:?} is ready after {:.2} s (its API after {:.2} s)\n\n\
-         node         {node}\n\
+         {:<12} {}\n\
          API          {}\n\
          kubeconfig   {}, context {}\n\
          data         {}\n\
@@ -65,6 +79,8 @@ pub async fn run(options: Options, global: &Global) -> anyhow::Result<()> {
          \x20      wctl down{}  ends it; `wctl up {name}` goes on with its data",
         ready_after.as_secs_f64(),
         api_after.as_secs_f64(),
+        if names.len() == 1 { "node" } else { "nodes" },
+        names.join(", "),
         cluster.url().unwrap_or_default(),
         kubeconfig.display(),
         cluster.context(),
@@ -75,34 +91,46 @@ pub async fn run(options: Options, global: &Global) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Waits until one node is Ready in this run of the cluster, and until the first pod could be made. Tells the node.
-async fn wait_for_node(api: &Api, since: Timestamp, timeout: Duration) -> anyhow::Result<String> {
-    let bar = output::spinner("waiting for the node");
+/// Waits until these nodes are Ready in this run of the cluster, and until the first pod could be made.
+async fn wait_for_nodes(
+    api: &Api,
+    names: &[String],
+    since: Timestamp,
+    timeout: Duration,
+) -> anyhow::Result<()> {
+    let bar = output::spinner("waiting for the nodes");
     let wait = async {
         // What the store says of a node may be from the last run; its lease tells that it lives.
+        let mut silent: BTreeSet<&str> = names.iter().map(String::as_str).collect();
         rollout::until(api, "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases", |lease| {
             let renewed = lease["spec"]["renewTime"].as_str()?.parse::<Timestamp>().ok()?;
-            (renewed >= since).then_some(())
+            if renewed >= since {
+                silent.remove(name_of(lease));
+            }
+            silent.is_empty().then_some(())
         })
         .await?;
-        let node = rollout::until(api, "/api/v1/nodes", |node| {
+        let mut unready: BTreeSet<&str> = names.iter().map(String::as_str).collect();
+        rollout::until(api, "/api/v1/nodes", |node| {
             let conditions = node["status"]["conditions"].as_array()?;
             let ready = conditions.iter().find(|c| c["type"] == "Ready")?;
-            if let Some(why) = ready["message"].as_str() {
-                bar.set_message(format!("waiting for the node: {why}"));
+            if ready["status"] == "True" {
+                unready.remove(name_of(node));
+            } else if let Some(why) = ready["message"].as_str() {
+                bar.set_message(format!("waiting for {}: {why}", name_of(node)));
             }
-            (ready["status"] == "True").then(|| name_of(node).to_owned())
+            unready.is_empty().then_some(())
         })
         .await?;
         rollout::until(api, "/api/v1/namespaces/default/serviceaccounts", |account| {
             (name_of(account) == "default").then_some(())
         })
-        .await?;
-        anyhow::Ok(node)
+        .await
     };
-    let node = tokio::time::timeout(timeout, wait).await;
+    let done = tokio::time::timeout(timeout, wait).await;
     bar.finish_and_clear();
-    node.unwrap_or_else(|_| {
-        bail!("the node was not ready after {} s; see the logs that `wctl status` names", timeout.as_secs())
+    done.unwrap_or_else(|_| {
+        let nodes = if names.len() == 1 { "the node was" } else { "the nodes were" };
+        bail!("{nodes} not ready after {} s; see the logs that `wctl status` names", timeout.as_secs())
     })
 }
