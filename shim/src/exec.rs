@@ -1,5 +1,6 @@
 //! Processes in running containers, whatever runs these.
 
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _};
@@ -36,6 +37,14 @@ impl Process {
         match self {
             Self::Oci(exec) => exec.kill(),
             Self::Wasm(exec) => exec.abort(),
+        }
+    }
+
+    /// The other end of its terminal, if it was made with it: non-blocking.
+    pub fn take_terminal(&mut self) -> Option<OwnedFd> {
+        match self {
+            Self::Oci(exec) => exec.terminal.take(),
+            Self::Wasm(_) => None, // it is refused one
         }
     }
 }
@@ -77,6 +86,23 @@ impl Shim {
                 let stdio = wharf_wasm::Stdio { stdin, stdout, stderr };
                 let run = tokio::spawn(async move { host.exec(&id, exec, stdio).await });
                 Ok(Process::Wasm(AbortOnDropHandle::new(run)))
+            }
+        }
+    }
+
+    /// Follows the output of a running container: it is written to these pipes as well. With `stdin` the way to its
+    /// input comes back, or its terminal.
+    pub async fn attach(
+        &self,
+        id: &str,
+        stdin: bool,
+        outputs: [Option<OwnedFd>; 2],
+    ) -> Result<Option<OwnedFd>, Error> {
+        let (id, wasm) = self.running(id)?;
+        match wasm {
+            false => Ok(self.oci.attach(&id, stdin, outputs).await?.input),
+            true => {
+                Err(Error::Unsupported(format!("container {id} is wasm, which cannot be attached to yet")))
             }
         }
     }

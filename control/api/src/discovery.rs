@@ -24,6 +24,8 @@ fn subresource(kind: &Kind, subresource: Subresource) -> (&'static [&'static str
         Subresource::Eviction => (&["create"], other("policy", "v1", "Eviction")),
         Subresource::Log => (&["get"], own),
         Subresource::PortForward => (&["create", "get"], other("", "v1", "PodPortForwardOptions")),
+        Subresource::Exec => (&["create", "get"], other("", "v1", "PodExecOptions")),
+        Subresource::Attach => (&["create", "get"], other("", "v1", "PodAttachOptions")),
         Subresource::Finalize => (&["update"], own),
         Subresource::Token => (&["create"], other("authentication.k8s.io", "v1", "TokenRequest")),
     };

@@ -1,4 +1,4 @@
-//! log and portforward: requests that the node server of a pod's node answers.
+//! log, exec, attach and portforward: requests that the node server of a pod's node answers.
 
 use std::net::IpAddr;
 
@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 use tracing::debug;
 
 use crate::Body;
+use crate::kinds::Subresource;
 use crate::object::{list, number, text};
 use crate::status::{Result, Status};
 use crate::verbs::Call;
@@ -96,7 +97,7 @@ impl Call {
 
     pub async fn log(&self) -> Result<Response<Body>> {
         let pod = self.pod()?;
-        let container = self.log_container(&pod)?;
+        let container = self.container_of(&pod)?;
         let path = format!("/containerLogs/{}/{}/{container}", self.path.namespace, self.path.name);
         let uri = with_query(&path, &self.query_text("container"));
         let request =
@@ -115,8 +116,8 @@ impl Call {
         Ok(answer)
     }
 
-    /// Which container's log is meant.
-    fn log_container(&self, pod: &Value) -> Result<String> {
+    /// Which container is meant.
+    fn container_of(&self, pod: &Value) -> Result<String> {
         let all = ["/spec/containers", "/spec/initContainers", "/spec/ephemeralContainers"];
         let names: Vec<&str> = all.iter().flat_map(|at| list(pod, at)).map(|c| text(c, "/name")).collect();
         let main: Vec<&str> = list(pod, "/spec/containers").iter().map(|c| text(c, "/name")).collect();
@@ -146,6 +147,31 @@ impl Call {
         }
     }
 
+    /// The query of an exec or attach in a node server's names.
+    fn streams(&self, what: Subresource) -> Result<String> {
+        let mut query = form_urlencoded::Serializer::new(String::new());
+        let mut any = false;
+        for (ours, theirs) in [("stdin", "input"), ("stdout", "output"), ("stderr", "error")] {
+            if self.query.flag(ours)? {
+                any = true;
+                query.append_pair(theirs, "1");
+            }
+        }
+        if !any {
+            return Err(Status::bad_request("you must specify at least 1 of stdin, stdout, stderr"));
+        }
+        if self.query.flag("tty")? {
+            query.append_pair("tty", "1");
+        }
+        if what == Subresource::Exec {
+            if self.query.all("command").next().is_none() {
+                return Err(Status::bad_request("you must specify at least 1 command for the container"));
+            }
+            query.extend_pairs(self.query.all("command").map(|word| ("command", word)));
+        }
+        Ok(query.finish())
+    }
+
     /// The query as it came, without `drop`.
     fn query_text(&self, drop: &str) -> String {
         let kept =
@@ -154,25 +180,40 @@ impl Call {
     }
 
     /// Joins the client's upgraded connection to one of the node; what goes through is theirs.
-    pub async fn port_forward(&self, mut request: Request<Body>) -> Result<Response<Body>> {
+    pub async fn connect(&self, what: Subresource, mut request: Request<Body>) -> Result<Response<Body>> {
         let pod = self.pod()?;
+        let (namespace, name) = (&self.path.namespace, &self.path.name);
+        let phase = text(&pod, "/status/phase");
+        let over = matches!(phase, "Succeeded" | "Failed");
+        let uri = match what {
+            Subresource::Exec | Subresource::Attach => {
+                if over {
+                    return Err(Status::bad_request(format!(
+                        "cannot {} into a container in a completed pod; current phase is {phase}",
+                        what.as_str()
+                    )));
+                }
+                let container = self.container_of(&pod)?;
+                let path = format!("/{}/{namespace}/{name}/{container}", what.as_str());
+                with_query(&path, &self.streams(what)?)
+            }
+            _ => {
+                if over {
+                    let why = format!("pod {name} is not running, its phase is {phase}");
+                    return Err(Status::bad_request(why));
+                }
+                with_query(&format!("/portForward/{namespace}/{name}"), &self.query_text(""))
+            }
+        };
         let upgrade = request.headers().get(header::UPGRADE).cloned();
         if upgrade.is_none() || request.extensions().get::<hyper::upgrade::OnUpgrade>().is_none() {
             return Err(Status::bad_request(
                 "you must specify an upgradable connection: Upgrade request required",
             ));
         }
-        if matches!(text(&pod, "/status/phase"), "Succeeded" | "Failed") {
-            return Err(Status::bad_request(format!(
-                "pod {} is not running, its phase is {}",
-                self.path.name,
-                text(&pod, "/status/phase")
-            )));
-        }
-        let path = format!("/portForward/{}/{}", self.path.namespace, self.path.name);
         let mut onward = Request::builder()
             .method(request.method().clone())
-            .uri(with_query(&path, &self.query_text("")))
+            .uri(uri)
             .body(Body::empty())
             .map_err(Status::internal)?;
         *onward.headers_mut() = onward_headers(request.headers());
@@ -186,14 +227,14 @@ impl Call {
         tokio::spawn(async move {
             let (node, client) = match tokio::try_join!(node, client) {
                 Ok(both) => both,
-                Err(error) => return debug!(%error, "a port-forward was not upgraded"),
+                Err(error) => return debug!(%error, "a stream was not upgraded"),
             };
             let (mut node, mut client) = (TokioIo::new(node), TokioIo::new(client));
             tokio::select! {
                 () = stop.cancelled() => {}
                 ended = tokio::io::copy_bidirectional(&mut node, &mut client) => {
                     if let Err(error) = ended {
-                        debug!(%error, "a port-forward broke");
+                        debug!(%error, "a stream broke");
                     }
                 }
             }

@@ -353,6 +353,11 @@ impl Inner {
             fields: selection.exact(),
         };
         authz::check(&self.authorizers, &Attributes { user: &user, verb: verb.as_str(), action })?;
+        if verb == Verb::Get && Subresource::parse(&path.subresource).is_some_and(Subresource::connects) {
+            // A WebSocket begins with GET and does what POST does: since 1.35 it takes the same permission.
+            let verb = Verb::Create.as_str();
+            authz::check(&self.authorizers, &Attributes { user: &user, verb, action })?;
+        }
         let kind = kind.ok_or_else(Status::no_route)?;
         check_scope(&kind, &path, verb)?;
         if kind.review.is_some() && (verb != Verb::Create || !path.name.is_empty()) {
@@ -384,8 +389,8 @@ impl Inner {
         call.see_others_writes(verb).await?;
         match subresource {
             Some(Subresource::Log) if verb == Verb::Get => return call.log().await,
-            Some(Subresource::PortForward) if matches!(verb, Verb::Get | Verb::Create) => {
-                return call.port_forward(Request::from_parts(parts, body)).await;
+            Some(what) if what.connects() && matches!(verb, Verb::Get | Verb::Create) => {
+                return call.connect(what, Request::from_parts(parts, body)).await;
             }
             None if verb == Verb::Watch => return call.watch().await,
             _ => {}

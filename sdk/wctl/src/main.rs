@@ -12,6 +12,7 @@ mod events;
 mod image;
 mod manifest;
 mod output;
+mod remote;
 mod resource;
 mod rollout;
 mod uri;
@@ -22,7 +23,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use command::{
-    apply, delete, describe, diff, down, edit, events as events_command, explain, get,
+    apply, attach, cp, delete, describe, diff, down, edit, events as events_command, exec, explain, get,
     image as image_command, logs, node, port_forward, rollout as rollout_command, scale, status, up, version,
     wait,
 };
@@ -85,6 +86,12 @@ enum Command {
     Delete(delete::Options),
     /// Print what a container logged
     Logs(logs::Options),
+    /// Run a command in a container
+    Exec(exec::Options),
+    /// Join the streams of a container's own process
+    Attach(attach::Options),
+    /// Copy files and folders from and to a container
+    Cp(cp::Options),
     /// Forward local ports to a pod
     PortForward(port_forward::Options),
     /// Set the number of replicas
@@ -117,9 +124,17 @@ fn main() -> ExitCode {
     runtime.shutdown_background();
     match done {
         Ok(code) => code,
-        Err(error) => output::fail(&error),
+        Err(error) => match error.downcast_ref::<Exited>() {
+            Some(Exited(code)) => ExitCode::from(*code),
+            None => output::fail(&error),
+        },
     }
 }
+
+/// A process that was run elsewhere ended with this code, not 0: so does this one, and says nothing of its own.
+#[derive(Debug, thiserror::Error)]
+#[error("command terminated with exit code {0}")]
+pub struct Exited(pub u8);
 
 async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let global = arguments.global;
@@ -137,6 +152,9 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Get(options) => get::run(options, &global).await,
         Command::Delete(options) => delete::run(options, &global).await,
         Command::Logs(options) => logs::run(options, &global).await,
+        Command::Exec(options) => exec::run(options, &global).await,
+        Command::Attach(options) => attach::run(options, &global).await,
+        Command::Cp(options) => cp::run(options, &global).await,
         Command::PortForward(options) => port_forward::run(options, &global).await,
         Command::Scale(options) => scale::run(options, &global).await,
         Command::Rollout(options) => rollout_command::run(options, &global).await,

@@ -2,15 +2,15 @@
 
 use std::time::Duration;
 
-use futures::StreamExt as _;
 use futures::stream::BoxStream;
+use futures::{FutureExt as _, StreamExt as _};
 use tonic::{Request, Response, Status, async_trait};
 use wharf_cri::v1::{self, ContainerState, NamespaceMode, runtime_service_server::RuntimeService};
 
 use super::{Service, matches};
 use crate::error::Error;
 use crate::record::network_mode;
-use crate::streaming::{Call, MOST_PORTS, Target};
+use crate::streaming::{Call, MOST_PORTS, Target, Wants, process};
 use crate::{HANDLERS, stats, view};
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -28,6 +28,17 @@ fn ready(kind: &str, status: bool, why_not: &str) -> v1::RuntimeCondition {
         reason: if status { String::new() } else { format!("{kind}Not") },
         message: if status { String::new() } else { why_not.to_owned() },
     }
+}
+
+/// The streams of an exec or attach, as CRI wants them to be asked for.
+fn wants([stdin, stdout, stderr, tty]: [bool; 4]) -> Result<Wants, Error> {
+    if tty && stderr {
+        return Err(Error::Invalid("tty and stderr cannot both be true".to_owned()));
+    }
+    if !stdin && !stdout && !stderr {
+        return Err(Error::Invalid("one of stdin, stdout or stderr must be set".to_owned()));
+    }
+    Ok(Wants { stdin, stdout, stderr, tty })
 }
 
 #[async_trait]
@@ -238,6 +249,26 @@ impl RuntimeService for Service {
         }))
     }
 
+    async fn exec(&self, request: Request<v1::ExecRequest>) -> Answer<v1::ExecResponse> {
+        let request = request.into_inner();
+        let wants = wants([request.stdin, request.stdout, request.stderr, request.tty])?;
+        let (id, _) = self.shim.running(&request.container_id)?;
+        let shim = self.shim.clone();
+        let join = move |session| process::exec(shim, id, request.cmd, wants, session).boxed();
+        let url = self.shim.streaming.url(Call::Exec(wants, Box::new(join))).map_err(Error::from)?;
+        Ok(Response::new(v1::ExecResponse { url }))
+    }
+
+    async fn attach(&self, request: Request<v1::AttachRequest>) -> Answer<v1::AttachResponse> {
+        let request = request.into_inner();
+        let wants = wants([request.stdin, request.stdout, request.stderr, request.tty])?;
+        let (id, _) = self.shim.running(&request.container_id)?;
+        let shim = self.shim.clone();
+        let join = move |session| process::attach(shim, id, wants, session).boxed();
+        let url = self.shim.streaming.url(Call::Attach(wants, Box::new(join))).map_err(Error::from)?;
+        Ok(Response::new(v1::AttachResponse { url }))
+    }
+
     async fn port_forward(
         &self,
         request: Request<v1::PortForwardRequest>,
@@ -297,14 +328,6 @@ impl RuntimeService for Service {
     }
 
     // The rest of CRI is the issue after next; each answers so that a caller knows.
-
-    async fn exec(&self, _: Request<v1::ExecRequest>) -> Answer<v1::ExecResponse> {
-        Err(later("Exec"))
-    }
-
-    async fn attach(&self, _: Request<v1::AttachRequest>) -> Answer<v1::AttachResponse> {
-        Err(later("Attach"))
-    }
 
     async fn update_container_resources(
         &self,

@@ -1,38 +1,49 @@
-//! Port forwarding over WebSocket, as Kubernetes' `portforward` resource speaks it.
+//! The ports of a pod, as Kubernetes' `portforward` resource speaks of them.
 //!
-//! Each port of the query string has two channels: `2n` carries its bytes, `2n + 1` an error message. A frame is
+//! Over SPDY, in a connection of its own or in the messages of a WebSocket, a client opens two streams a connection:
+//! headers pair them and name the port; one carries the bytes, one an error message.
+//!
+//! Over WebSocket alone, each port of the query string has two channels: `2n` carries its bytes, `2n + 1` an error message. A frame is
 //! one byte of channel number and the payload. The server opens every channel with a frame that holds the port,
 //! 16 bits little-endian. When the pod has nothing more to send on any port, the server closes the socket.
 
+use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
-use futures::{SinkExt as _, StreamExt as _};
-use http::header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, UPGRADE};
-use http::{HeaderValue, Request, Response, StatusCode};
-use http_body_util::Full;
+use futures::future::BoxFuture;
+use futures::{FutureExt as _, SinkExt as _, StreamExt as _};
+use http::Request;
 use hyper::body::{Bytes, Incoming};
-use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedWriteHalf;
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
-use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
-use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::protocol::Role;
+use tokio_util::io::{CopyToBytes, SinkWriter, StreamReader};
 
-use super::refuse;
+use super::channels::config;
+use super::handshake::Agreed;
+use super::remote::OPENING;
+use super::spdy::{self, Stream};
+use super::upgraded;
 
-/// The subprotocols we speak, in the order of preference. Their difference is in exec alone.
-const PROTOCOLS: [&str; 4] =
-    ["v5.channel.k8s.io", "v4.channel.k8s.io", "portforward.k8s.io", "v4.base64.channel.k8s.io"];
+/// SPDY in the binary messages of a WebSocket.
+const TUNNEL: &str = "SPDY/3.1+portforward.k8s.io";
+/// What SPDY streams say themselves.
+pub const SPDY: &str = "portforward.k8s.io";
+/// The subprotocols we speak, in the order of preference. The difference of the others is in exec alone.
+pub const PROTOCOLS: [&str; 4] = [TUNNEL, "v5.channel.k8s.io", "v4.channel.k8s.io", SPDY];
+/// Connections to a pod at a time over one of SPDY.
+const PAIRS: usize = 100;
 /// Ports per socket; channel numbers are one byte.
 pub const MOST_PORTS: usize = 100;
 /// Bytes read from the pod at once; a frame to the client is at most this and one byte.
 const CHUNK: usize = 32 * 1024;
-/// A frame from a client is at most this long.
-const MOST_FRAME: usize = 4 * 1024 * 1024;
 
 /// Where the ports of a pod are dialled.
 #[derive(Clone, Debug)]
@@ -64,49 +75,153 @@ impl Target {
     }
 }
 
-/// Checks the handshake and starts forwarding when the connection is upgraded.
-pub(super) fn answer(request: Request<Incoming>, target: Target, given: Vec<u16>) -> Response<Full<Bytes>> {
-    let named = ports(request.uri().query().unwrap_or_default());
-    let ports = match if given.is_empty() { named } else { Ok(given) } {
-        Ok(ports) => ports,
-        Err(why) => return refuse(StatusCode::BAD_REQUEST, &why),
-    };
-    let headers = request.headers();
-    let websocket = headers.get(UPGRADE).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"websocket"));
-    let Some(key) = headers.get(SEC_WEBSOCKET_KEY).filter(|_| websocket) else {
-        return refuse(StatusCode::UPGRADE_REQUIRED, "port forwarding needs a WebSocket upgrade");
-    };
-    let offered: Vec<&str> = headers
-        .get_all(SEC_WEBSOCKET_PROTOCOL)
-        .iter()
-        .filter_map(|v| v.to_str().ok())
-        .flat_map(|v| v.split(',').map(str::trim))
-        .collect();
-    let chosen = PROTOCOLS[..3].iter().find(|p| offered.contains(p));
-    if chosen.is_none() && !offered.is_empty() {
-        let why = format!(
-            "none of the subprotocols {offered:?} is spoken here; offer one of {:?}",
-            &PROTOCOLS[..3]
-        );
-        return refuse(StatusCode::BAD_REQUEST, &why);
-    }
-    let accept = derive_accept_key(key.as_bytes());
-    tokio::spawn(async move {
-        match hyper::upgrade::on(request).await {
-            Ok(upgraded) => forward(TokioIo::new(upgraded), target, ports).await,
-            Err(error) => tracing::debug!(%error, "port-forward upgrade failed"),
+/// Serves the ports from the upgrade to the end.
+///
+/// # Errors
+/// Why there is nothing to serve, in words for the client.
+pub(super) fn carry(
+    request: Request<Incoming>,
+    agreed: Agreed,
+    target: Target,
+    given: Vec<u16>,
+) -> Result<BoxFuture<'static, ()>, String> {
+    match agreed {
+        Agreed::Spdy { .. } => Ok(async move {
+            let Some(io) = upgraded(request).await else { return };
+            serve_pairs(io, target).await;
         }
-    });
-    let mut response = Response::new(Full::default());
-    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    let headers = response.headers_mut();
-    headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
-    headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
-    headers.insert(SEC_WEBSOCKET_ACCEPT, accept.parse().expect("base64 is a header value"));
-    if let Some(protocol) = chosen {
-        headers.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(protocol));
+        .boxed()),
+        Agreed::WebSocket { protocol: Some(TUNNEL), .. } => Ok(async move {
+            let Some(io) = upgraded(request).await else { return };
+            serve_pairs(tunnel(io).await, target).await;
+        }
+        .boxed()),
+        Agreed::WebSocket { .. } => {
+            let named = ports(request.uri().query().unwrap_or_default());
+            let ports = if given.is_empty() { named? } else { given };
+            Ok(async move {
+                let Some(io) = upgraded(request).await else { return };
+                forward(io, target, ports).await;
+            }
+            .boxed())
+        }
     }
-    response
+}
+
+/// The bytes in the binary messages of a WebSocket.
+async fn tunnel<IO>(io: IO) -> impl AsyncRead + AsyncWrite + Send + 'static
+where
+    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (sink, stream) = WebSocketStream::from_raw_socket(io, Role::Server, Some(config())).await.split();
+    let bytes = stream.filter_map(async |message| match message {
+        Ok(Message::Binary(bytes)) => Some(Ok::<_, std::io::Error>(bytes)),
+        Ok(Message::Close(_)) | Err(_) => Some(Err(std::io::ErrorKind::UnexpectedEof.into())),
+        Ok(Message::Text(_)) => Some(Err(std::io::ErrorKind::InvalidData.into())),
+        Ok(_) => None, // tungstenite answers pings itself
+    });
+    let sink = sink.sink_map_err(std::io::Error::other);
+    let sink = sink.with(async |bytes: Bytes| Ok::<_, std::io::Error>(Message::Binary(bytes)));
+    tokio::io::join(StreamReader::new(Box::pin(bytes)), SinkWriter::new(CopyToBytes::new(Box::pin(sink))))
+}
+
+/// Serves pairs of streams until the client is gone.
+async fn serve_pairs<IO>(io: IO, target: Target)
+where
+    IO: AsyncRead + AsyncWrite + Send + 'static,
+{
+    let (mut incoming, carrying) = spdy::serve(io);
+    let pairing = async move {
+        let mut halves: HashMap<String, (Stream, Instant)> = HashMap::new();
+        let mut pairs = JoinSet::new();
+        while let Some(stream) = incoming.next().await {
+            while pairs.try_join_next().is_some() {}
+            halves.retain(|_, (_, since)| since.elapsed() < OPENING);
+            let Some((id, kind)) = named(&stream) else { continue }; // dropped, so it is over
+            match halves.remove(&id) {
+                Some((other, _)) if named(&other).is_some_and(|(_, other)| other != kind) => {
+                    let (data, error) = if kind == "data" { (stream, other) } else { (other, stream) };
+                    if pairs.len() < PAIRS {
+                        pairs.spawn(pair(target.clone(), data, error));
+                    } else {
+                        let why = format!("{PAIRS} connections are forwarded already");
+                        let _ = error.output.send(why).await;
+                        data.output.end().await;
+                        error.output.end().await;
+                    }
+                }
+                _ if halves.len() < PAIRS => {
+                    halves.insert(id, (stream, Instant::now()));
+                }
+                _ => {}
+            }
+        }
+    };
+    // The client is gone when nothing carries its streams any more: with it go the connections.
+    tokio::select! {
+        () = async { tokio::join!(pairing, std::future::pending::<()>()); } => {}
+        () = carrying => {}
+    }
+}
+
+/// What pairs a stream with another, and which of the two it is.
+fn named(stream: &Stream) -> Option<(String, String)> {
+    let kind = stream.headers.get("streamtype").filter(|kind| matches!(kind.as_str(), "data" | "error"))?;
+    // Clients of long ago sent no id: then the port alone is it.
+    let id = stream.headers.get("requestid").or_else(|| stream.headers.get("port"))?;
+    Some((id.clone(), kind.clone()))
+}
+
+/// One connection of the client's to the pod.
+async fn pair(target: Target, mut data: Stream, error: Stream) {
+    let port = data.headers.get("port").and_then(|port| port.parse::<u16>().ok()).filter(|port| *port > 0);
+    let dialled = match port {
+        Some(port) => target.dial(port).await.map_err(|why| cannot_connect(port, &why)),
+        None => Err("the port is none: give 1 to 65535".to_owned()),
+    };
+    match dialled {
+        Err(why) => {
+            let _ = error.output.send(why).await;
+            data.output.end().await;
+        }
+        Ok(stream) => {
+            let _ = stream.set_nodelay(true); // the client has cut its bytes already
+            let (mut from_pod, mut to_pod) = stream.into_split();
+            let inward = async {
+                while let Some(bytes) = data.input.recv().await {
+                    if to_pod.write_all(&bytes).await.is_err() {
+                        return;
+                    }
+                }
+                let _ = to_pod.shutdown().await;
+            };
+            let output = data.output.clone();
+            let outward = async {
+                loop {
+                    let mut bytes = Vec::with_capacity(CHUNK);
+                    match from_pod.read_buf(&mut bytes).await {
+                        Ok(n) if n > 0 => {}
+                        _ => break,
+                    }
+                    if output.send(bytes).await.is_err() {
+                        break;
+                    }
+                }
+                output.end().await;
+            };
+            let reset = data.reset.clone();
+            tokio::select! {
+                // When the pod has said all, what the client says reaches nobody.
+                () = async { tokio::join!(inward, outward); } => {}
+                () = reset.cancelled() => {}
+            }
+        }
+    }
+    error.output.end().await;
+}
+
+fn cannot_connect(port: u16, why: &std::io::Error) -> String {
+    format!("cannot connect to port {port} of the pod: {why}")
 }
 
 /// The ports of a query string: `ports=80,443` or `ports=80&ports=443`; `port=` as well.
@@ -131,11 +246,9 @@ fn ports(query: &str) -> Result<Vec<u16>, String> {
 /// Carries bytes until the client closes, the pod has ended every connection, or a frame is malformed.
 async fn forward<S>(stream: S, target: Target, ports: Vec<u16>)
 where
-    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let config =
-        WebSocketConfig::default().max_frame_size(Some(MOST_FRAME)).max_message_size(Some(MOST_FRAME));
-    let socket = WebSocketStream::from_raw_socket(stream, Role::Server, Some(config)).await;
+    let socket = WebSocketStream::from_raw_socket(stream, Role::Server, Some(config())).await;
     let (mut to_client, mut from_client) = socket.split();
     // One frame in hand is enough: the pod is read no faster than the client takes.
     let (frames, mut outgoing) = mpsc::channel::<Vec<u8>>(1);
@@ -171,7 +284,7 @@ where
             Err(error) => {
                 writers.push(None);
                 let mut frame = vec![channel + 1];
-                frame.extend(format!("cannot connect to port {port} of the pod: {error}").into_bytes());
+                frame.extend(cannot_connect(*port, &error).into_bytes());
                 let _ = to_client.send(Message::binary(frame)).await;
             }
         }

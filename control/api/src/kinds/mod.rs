@@ -48,18 +48,22 @@ pub enum Subresource {
     Eviction,
     Log,
     PortForward,
+    Exec,
+    Attach,
     Finalize,
     Token,
 }
 
 impl Subresource {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::Status,
         Self::Scale,
         Self::Binding,
         Self::Eviction,
         Self::Log,
         Self::PortForward,
+        Self::Exec,
+        Self::Attach,
         Self::Finalize,
         Self::Token,
     ];
@@ -72,9 +76,16 @@ impl Subresource {
             Self::Eviction => "eviction",
             Self::Log => "log",
             Self::PortForward => "portforward",
+            Self::Exec => "exec",
+            Self::Attach => "attach",
             Self::Finalize => "finalize",
             Self::Token => "token",
         }
+    }
+
+    /// Whether it is a connection that becomes the client's own, and no object.
+    pub fn connects(self) -> bool {
+        matches!(self, Self::PortForward | Self::Exec | Self::Attach)
     }
 
     pub fn parse(name: &str) -> Option<Self> {

@@ -1,6 +1,6 @@
 //! The built-in kinds.
 
-use super::Subresource::{Binding, Eviction, Finalize, Log, PortForward, Scale, Status, Token};
+use super::Subresource::{Attach, Binding, Eviction, Exec, Finalize, Log, PortForward, Scale, Status, Token};
 use super::{
     Kind, columns, config, daemonset, deployment, disruption, endpoints, event, job, lease, limits,
     namespace, node, pod, priority_class, rbac, replicaset, revision, runtimeclass, service, statefulset,
@@ -29,7 +29,7 @@ pub fn rows() -> Vec<Kind> {
             .subresources(&[Status]).fields(&["spec.unschedulable"])
             .columns(columns::NODE).strategy(&node::Node),
         Kind::new("", "v1", "Pod", "pods").short_names(&["po"]).categories(&["all"])
-            .subresources(&[Status, Binding, Eviction, Log, PortForward]).fields(pod::FIELDS)
+            .subresources(&[Status, Binding, Eviction, Log, PortForward, Exec, Attach]).fields(pod::FIELDS)
             .columns(columns::POD).strategy(&pod::Pod),
         Kind::new("", "v1", "PodTemplate", "podtemplates")
             .columns(columns::POD_TEMPLATE).strategy(&revision::PodTemplate),

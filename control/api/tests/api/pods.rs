@@ -149,7 +149,9 @@ async fn node_server(harness: &Harness) -> u16 {
                     async move {
                         let path = request.uri().to_string();
                         let mut response = http::Response::new(String::new());
-                        if path.starts_with("/portForward/") {
+                        let streams = ["/portForward/", "/exec/", "/attach/"];
+                        if streams.iter().any(|prefix| path.starts_with(prefix)) {
+                            response.headers_mut().insert("asked", path.parse().unwrap());
                             *response.status_mut() = http::StatusCode::SWITCHING_PROTOCOLS;
                             response.headers_mut().insert("upgrade", "echo".parse().unwrap());
                             response.headers_mut().insert("connection", "Upgrade".parse().unwrap());
@@ -220,6 +222,64 @@ async fn logs_and_port_forwards_go_to_the_node() {
     tokio::time::timeout(crate::harness::DEADLINE, io.read_exact(&mut bytes)).await.unwrap().unwrap();
     assert_eq!(&bytes, b"ping");
     assert_eq!(get(&client, &format!("{PODS}/a/portforward")).await.0, 400);
+
+    // So do commands, in a node server's words; what cannot be meant is refused before.
+    let upgrade = async |client: &kube::Client, method: &str, path: &str| {
+        let request = http::Request::builder()
+            .method(method)
+            .uri(format!("{PODS}/a/{path}"))
+            .header("connection", "Upgrade")
+            .header("upgrade", "echo")
+            .body(kube::client::Body::empty())
+            .unwrap();
+        let response = client.send(request).await.unwrap();
+        let status = response.status().as_u16();
+        let asked = response.headers().get("asked").map(|asked| asked.to_str().unwrap().to_owned());
+        let body = match status {
+            101 => String::new(),
+            _ => String::from_utf8(response.into_body().collect_bytes().await.unwrap().to_vec()).unwrap(),
+        };
+        (status, asked.unwrap_or(body))
+    };
+    let command = "exec?command=sh&command=-c&command=a%26b&stdin=true&stdout=1&tty=true&container=c";
+    let asked = "/exec/default/a/c?input=1&output=1&tty=1&command=sh&command=-c&command=a%26b".to_owned();
+    assert_eq!(upgrade(&client, "GET", command).await, (101, asked.clone()));
+    assert_eq!(upgrade(&client, "POST", command).await, (101, asked));
+    let asked = "/attach/default/a/c?output=1&error=1".to_owned();
+    assert_eq!(upgrade(&client, "POST", "attach?stdout=true&stderr=true").await, (101, asked));
+    for (path, why) in [
+        ("exec?stdout=1", "you must specify at least 1 command for the container"),
+        ("exec?command=sh", "you must specify at least 1 of stdin, stdout, stderr"),
+        ("exec?command=sh&stdout=1&container=x", "container x is not valid for pod a"),
+    ] {
+        let (code, body) = upgrade(&client, "GET", path).await;
+        assert!(code == 400 && body.contains(why), "{path}: {code} {body}");
+    }
+    let (code, body) = get(&client, &format!("{PODS}/a/exec?command=sh&stdout=1")).await;
+    assert!(code == 400 && body.to_string().contains("Upgrade request required"), "{code} {body}");
+
+    // A WebSocket's GET takes the permission of a POST as well.
+    for (verbs, method, code) in [
+        (json!(["get"]), "GET", 403),
+        (json!(["create"]), "GET", 403),
+        (json!(["create"]), "POST", 101),
+        (json!(["get", "create"]), "GET", 101),
+    ] {
+        let role = json!({"metadata": {"name": "enter"}, "rules":
+            [{"apiGroups": [""], "resources": ["pods/exec"], "verbs": verbs}]});
+        let roles = "/apis/rbac.authorization.k8s.io/v1/namespaces/default";
+        let binding = json!({"metadata": {"name": "enter"},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "enter"},
+            "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "eve"}]});
+        assert_eq!(call(&client, "POST", &format!("{roles}/roles"), role).await.0, 201);
+        assert_eq!(call(&client, "POST", &format!("{roles}/rolebindings"), binding).await.0, 201);
+        let eve = harness.client("eve", &[]);
+        let got = upgrade(&eve, method, command).await;
+        assert_eq!(got.0, code, "{method} with {verbs}: {}", got.1);
+        for kind in ["roles", "rolebindings"] {
+            assert_eq!(call(&client, "DELETE", &format!("{roles}/{kind}/enter"), json!(null)).await.0, 200);
+        }
+    }
 }
 
 #[tokio::test]

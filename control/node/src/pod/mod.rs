@@ -86,6 +86,8 @@ pub struct Brief {
     pub name: String,
     /// Of the newest run; none before the first.
     pub attempt: Option<u32>,
+    /// What the runtime calls the run, while it runs.
+    pub id: Option<String>,
     /// It runs, or may still write its log.
     pub running: bool,
     /// Why it does not.

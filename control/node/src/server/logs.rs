@@ -445,7 +445,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("c/0.log");
         let state = |running| Snapshot {
-            containers: vec![Brief { name: "c".into(), attempt: Some(0), running, waiting: String::new() }],
+            containers: vec![Brief {
+                name: "c".into(),
+                attempt: Some(0),
+                id: None,
+                running,
+                waiting: String::new(),
+            }],
             ..Default::default()
         };
         let (pod_tx, pod) = watch::channel(state(true));

@@ -1,7 +1,7 @@
 //! The node server: the kubelet's URLs over mutual TLS, for the API server.
 
-mod forward;
 mod logs;
+mod streams;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -22,6 +22,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 use wharf_kit::chain;
 use wharf_kit::identity::{self, ALPN_HTTP1, ClientAuth, Peer};
+use wharf_kit::view::Key;
 
 use crate::pod::Shared;
 use crate::{Error, Listen, Serving};
@@ -84,7 +85,7 @@ impl Server {
             let (shared, tls, stop) = (shared.clone(), self.tls.clone(), stop.clone());
             tracker.spawn(async move {
                 let _place = place;
-                stop.run_until_cancelled(connection(stream, tls, shared)).await;
+                stop.run_until_cancelled(connection(stream, tls, shared, stop.clone())).await;
             });
         }
         tracker.close();
@@ -101,7 +102,7 @@ async fn accept(
     Ok((stream, place))
 }
 
-async fn connection(stream: TcpStream, tls: TlsAcceptor, shared: Arc<Shared>) {
+async fn connection(stream: TcpStream, tls: TlsAcceptor, shared: Arc<Shared>, stop: CancellationToken) {
     let _ = stream.set_nodelay(true);
     let stream = match tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await {
         Ok(Ok(stream)) => stream,
@@ -111,8 +112,8 @@ async fn connection(stream: TcpStream, tls: TlsAcceptor, shared: Arc<Shared>) {
     let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     let peer = certificate.and_then(|der| identity::peer_identity(der).ok());
     let service = service_fn(move |request| {
-        let (shared, peer) = (shared.clone(), peer.clone());
-        async move { Ok::<_, Infallible>(answer(&shared, peer.as_ref(), request).await) }
+        let (shared, peer, stop) = (shared.clone(), peer.clone(), stop.clone());
+        async move { Ok::<_, Infallible>(answer(&shared, peer.as_ref(), request, stop).await) }
     });
     let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -132,7 +133,12 @@ fn allowed(peer: Option<&Peer>) -> bool {
     })
 }
 
-async fn answer(shared: &Arc<Shared>, peer: Option<&Peer>, request: Request<Incoming>) -> Response<Body> {
+async fn answer(
+    shared: &Arc<Shared>,
+    peer: Option<&Peer>,
+    request: Request<Incoming>,
+    stop: CancellationToken,
+) -> Response<Body> {
     if !allowed(peer) {
         let user = peer.map_or("", |peer| &peer.user);
         return text(
@@ -153,7 +159,13 @@ async fn answer(shared: &Arc<Shared>, peer: Option<&Peer>, request: Request<Inco
             logs::serve(shared, namespace, pod, container, request.uri().query().unwrap_or_default()).await
         }
         ["portForward", namespace, pod] | ["portForward", namespace, pod, _] => {
-            forward::serve(shared, namespace, pod, request).await
+            streams::port_forward(shared, &Key::new(*namespace, *pod), request, stop).await
+        }
+        ["exec", namespace, pod, container] => {
+            streams::exec(shared, &Key::new(*namespace, *pod), container, request, stop).await
+        }
+        ["attach", namespace, pod, container] => {
+            streams::attach(shared, &Key::new(*namespace, *pod), container, request, stop).await
         }
         _ => text(StatusCode::NOT_FOUND, "404 page not found\n".to_owned()),
     }

@@ -1,12 +1,15 @@
 //! One file a command.
 
 pub mod apply;
+pub mod attach;
+pub mod cp;
 pub mod delete;
 pub mod describe;
 pub mod diff;
 pub mod down;
 pub mod edit;
 pub mod events;
+pub mod exec;
 pub mod explain;
 pub mod get;
 pub mod image;

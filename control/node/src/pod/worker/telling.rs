@@ -69,6 +69,7 @@ impl Worker {
         let brief = |slot: &Slot| Brief {
             name: slot.name.clone(),
             attempt: slot.current.as_ref().map(|record| record.attempt),
+            id: slot.current.as_ref().filter(|record| record.running()).map(|record| record.id.clone()),
             running: slot.running(),
             waiting: slot.trouble.as_ref().map(|trouble| trouble.message.clone()).unwrap_or_default(),
         };
