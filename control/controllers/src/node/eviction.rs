@@ -98,9 +98,12 @@ impl Pass for Eviction {
         let deadline = {
             let seen = self.seen.lock().expect("no holder of this lock panics");
             let noted = |taint: &Taint| seen.get(&(node.clone(), taint.key.clone())).copied();
-            until(&pod, &taints, |taint| {
-                taint.time_added.or_else(|| noted(taint)).unwrap_or_else(Timestamp::now)
-            })
+            // The API keeps that time in whole seconds, so the taint may be nearly one younger than it says.
+            let told = |taint: &Taint| {
+                let second = SignedDuration::from_secs(1);
+                taint.time_added.map(|at| at.saturating_add(second).unwrap_or(Timestamp::MAX))
+            };
+            until(&pod, &taints, |taint| told(taint).or_else(|| noted(taint)).unwrap_or_else(Timestamp::now))
         };
         let Some(deadline) = deadline else { return Ok(Next::Done) };
         let left = deadline.duration_since(Timestamp::now());
