@@ -231,7 +231,7 @@ mod tests {
             ("limits.cpu", quantity("1m"), "1500"),
             ("limits.memory", quantity("1Mi"), "100"),
             ("limits.memory", quantity("0"), "104857600"),
-            ("requests.cpu", None, "0"),
+            ("requests.cpu", None, "2"), // what is limited and asks for nothing asks for its limit
             ("limits.ephemeral-storage", quantity("1Gi"), "100"),
         ] {
             assert_eq!(
