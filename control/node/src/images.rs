@@ -1,4 +1,4 @@
-//! Images: present or pulled, one pull at a time for each reference, shared by all who want it.
+//! Images: present or pulled, one pull at a time for each reference and credentials, shared by all who want it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -81,11 +81,14 @@ impl Error {
 
 type Pull = Shared<BoxFuture<'static, Result<Arc<Image>, Error>>>;
 
+/// What is pulled, and with which credentials: who may not pull an image does not get it by another's pull.
+type Asked = (String, Option<v1::AuthConfig>);
+
 /// The node's images. Cheap to clone.
 #[derive(Clone)]
 pub struct Images {
     runtime: Runtime,
-    pulls: Arc<Mutex<HashMap<String, Pull>>>,
+    pulls: Arc<Mutex<HashMap<Asked, Pull>>>,
 }
 
 impl Images {
@@ -128,6 +131,7 @@ impl Images {
         &self,
         image: &str,
         sandbox: Option<v1::PodSandboxConfig>,
+        auth: Option<v1::AuthConfig>,
     ) -> Result<Arc<Image>, Error> {
         let pull = {
             let mut pulls = self.pulls.lock().unwrap_or_else(PoisonError::into_inner);
@@ -136,8 +140,8 @@ impl Images {
             let this = self.clone();
             let name = image.to_owned();
             pulls
-                .entry(image.to_owned())
-                .or_insert_with(|| async move { this.pull_now(name, sandbox).await }.boxed().shared())
+                .entry((image.to_owned(), auth.clone()))
+                .or_insert_with(|| async move { this.pull_now(name, sandbox, auth).await }.boxed().shared())
                 .clone()
         };
         pull.await
@@ -147,10 +151,11 @@ impl Images {
         self,
         image: String,
         sandbox: Option<v1::PodSandboxConfig>,
+        auth: Option<v1::AuthConfig>,
     ) -> Result<Arc<Image>, Error> {
         let spec =
             v1::ImageSpec { image: image.clone(), user_specified_image: image.clone(), ..Default::default() };
-        let request = v1::PullImageRequest { image: Some(spec), auth: None, sandbox_config: sandbox };
+        let request = v1::PullImageRequest { image: Some(spec), auth, sandbox_config: sandbox };
         let pulled = self.runtime.image.clone().pull_image(request).await;
         if let Err(status) = pulled {
             return Err(Error::Pull { image, words: status.message().to_owned() });

@@ -18,10 +18,13 @@
 //! the next start adopts what runs.
 
 mod agent;
+mod ask;
 mod dns;
 mod env;
 mod follow;
+mod hook;
 mod images;
+mod keyring;
 mod logs;
 mod objects;
 mod pod;

@@ -146,6 +146,13 @@ pub fn start(
     Some((Handle { inbox }, worker.run(stop)))
 }
 
+/// Who is asked at this address, by tests that run no command; no runtime is there.
+#[cfg(test)]
+pub fn asked_at(address: IpAddr) -> crate::ask::Asked {
+    let channel = wharf_cri::connect(std::path::Path::new("/nowhere"));
+    crate::ask::Asked { address: Some(address), container: String::new(), runtime: Runtime::new(channel) }
+}
+
 /// A client of an API that is not there, for tests that need none.
 #[cfg(test)]
 pub fn nowhere() -> kube::Client {

@@ -132,7 +132,7 @@ pub fn plan(spec: &PodSpec, state: &State, now: Instant) -> Plan {
         return plan;
     }
     let policy = RestartPolicy::of(spec);
-    if state.over || finish(policy, state) != Finish::Not {
+    if state.over || state.expired || finish(policy, state) != Finish::Not {
         let grace = Duration::from_secs(
             spec.termination_grace_period_seconds.map_or(30, |seconds| seconds.max(0).unsigned_abs()),
         );
@@ -142,6 +142,9 @@ pub fn plan(spec: &PodSpec, state: &State, now: Instant) -> Plan {
             plan.when(state.tries.retry_at, now, Step::Release);
         }
         return plan;
+    }
+    if let Some(at) = state.deadline {
+        plan.wake_at(at);
     }
 
     let wanted: Vec<bool> = state.slots.iter().map(|slot| policy.wants(slot)).collect();
@@ -211,7 +214,9 @@ fn stop_running(plan: &mut Plan, state: &State, kill_at: Instant, now: Instant) 
     const CLOSE: Duration = Duration::from_secs(1);
     let others = state.slots.iter().any(|slot| slot.role != Role::Sidecar && slot.running());
     for (index, slot) in state.slots.iter().enumerate().filter(|(_, slot)| slot.running()) {
-        let turn = slot.role != Role::Sidecar || !others;
+        // Sidecars end last, and the later ones before those that they were started after.
+        let later = state.slots[index + 1..].iter().any(Slot::running);
+        let turn = slot.role != Role::Sidecar || !(others || later);
         let sooner = match slot.doing {
             Some(Doing::Stopping { kill_at: have }) => kill_at + CLOSE < have,
             _ => turn,
@@ -403,6 +408,43 @@ mod tests {
         run(&mut state.slots[0]);
         exit(&mut state.slots[0], 3, now);
         assert_eq!(finish(RestartPolicy::Never, &state), Finish::Failed);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn sidecars_end_last_and_in_reverse() {
+        let now = Instant::now();
+        let mut spec = spec("Always", &["side", "side2"], &["a"]);
+        spec.init_containers.as_mut().unwrap()[1].restart_policy = Some("Always".into());
+        let mut state = ready(&spec);
+        assert_eq!(plan(&spec, &state, now).steps, [Step::Start(0)]);
+        state.slots.iter_mut().for_each(run);
+        state.slots[0].started = false;
+        assert_eq!(plan(&spec, &state, now), Plan::default());
+        let kill_at = now + Duration::from_secs(9);
+        state.ending = Some(Ending { kill_at });
+        for slot in [2, 1, 0] {
+            let grace = Duration::from_secs(9);
+            assert_eq!(plan(&spec, &state, now).steps, [Step::Stop { slot, grace }]);
+            state.slots[slot].doing = Some(Doing::Stopping { kill_at });
+            assert_eq!(plan(&spec, &state, now).steps, []);
+            exit(&mut state.slots[slot], 0, now);
+        }
+        assert_eq!(plan(&spec, &state, now).steps, [Step::TearDown]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_past_its_deadline_is_stopped_and_not_started_again() {
+        let now = Instant::now();
+        let spec = spec("Always", &[], &["a"]);
+        let mut state = ready(&spec);
+        run(&mut state.slots[0]);
+        state.deadline = Some(now + Duration::from_secs(7));
+        assert_eq!(plan(&spec, &state, now), Plan { steps: vec![], wake: state.deadline });
+        state.expired = true;
+        let grace = Duration::from_secs(30);
+        assert_eq!(plan(&spec, &state, now).steps, [Step::Stop { slot: 0, grace }]);
+        exit(&mut state.slots[0], 137, now);
+        assert_eq!(plan(&spec, &state, now).steps, [Step::Release]);
     }
 
     #[tokio::test(start_paused = true)]

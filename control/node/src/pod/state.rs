@@ -220,6 +220,10 @@ pub struct State {
     pub volumes: VolumeState,
     pub doing: Option<PodDoing>,
     pub ending: Option<Ending>,
+    /// When `activeDeadlineSeconds` are over.
+    pub deadline: Option<Instant>,
+    /// They are: the pod has failed.
+    pub expired: bool,
     /// Nothing of it is left on this node.
     pub removed: bool,
     /// The sandbox of the finished pod was stopped.
@@ -261,6 +265,8 @@ impl State {
             volumes: VolumeState::Wanted,
             doing: None,
             ending: None,
+            deadline: None,
+            expired: false,
             removed: false,
             released: false,
             over: false,

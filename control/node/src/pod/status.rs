@@ -13,6 +13,9 @@ use super::plan::{Finish, RestartPolicy, finish};
 use super::state::{Exit, ImageState, Record, Role, Slot, State, container};
 use crate::resources::Qos;
 
+/// What is told of a pod whose `activeDeadlineSeconds` are over.
+pub const DEADLINE_EXCEEDED: &str = "Pod was active on the node longer than the specified deadline";
+
 /// What the status says beside the pod's own state.
 pub struct Context<'a> {
     pub host_ip: &'a str,
@@ -28,7 +31,7 @@ pub fn compute(pod: &Pod, state: &State, before: &PodStatus, context: &Context<'
     let policy = RestartPolicy::of(spec);
     let finish = finish(policy, state);
     let generation = pod.metadata.generation;
-    let over = finish != Finish::Not || state.ending.is_some();
+    let over = finish != Finish::Not || state.expired || state.ending.is_some();
     let initialized = initialized(state);
 
     let tell = |slot: &Slot| tell_container(pod, slot, policy, over, initialized, context);
@@ -37,6 +40,7 @@ pub fn compute(pod: &Pod, state: &State, before: &PodStatus, context: &Context<'
     let inits: Vec<ContainerStatus> =
         state.slots.iter().filter(|slot| slot.role != Role::Main).map(tell).collect();
     let phase = phase(state, policy, finish, before);
+    let expired = state.expired && phase == "Failed";
 
     let host_network = spec.host_network == Some(true);
     let live = state.sandbox.as_ref().filter(|sandbox| sandbox.ready);
@@ -49,6 +53,8 @@ pub fn compute(pod: &Pod, state: &State, before: &PodStatus, context: &Context<'
     let conditions = conditions(pod, state, before, phase, live.is_some(), initialized, context, generation);
     PodStatus {
         phase: Some(phase.to_owned()),
+        reason: expired.then(|| "DeadlineExceeded".to_owned()).or_else(|| before.reason.clone()),
+        message: expired.then(|| DEADLINE_EXCEEDED.to_owned()).or_else(|| before.message.clone()),
         observed_generation: generation,
         conditions: Some(conditions),
         host_ip: Some(context.host_ip.to_owned()),
@@ -81,10 +87,13 @@ fn phase(state: &State, policy: RestartPolicy, finish: Finish, before: &PodStatu
         Some("Failed") => return "Failed",
         _ => {}
     }
+    // What still runs (sidecars, say) ends first: a pod that is over runs nothing.
+    let still = state.slots.iter().any(Slot::running);
     match finish {
-        Finish::Succeeded => return "Succeeded",
-        Finish::Failed => return "Failed",
-        Finish::Not => {}
+        Finish::Not if state.expired && !still => return "Failed",
+        Finish::Succeeded if !still => return "Succeeded",
+        Finish::Failed if !still => return "Failed",
+        Finish::Succeeded | Finish::Failed | Finish::Not => {}
     }
     let mains = || state.slots.iter().filter(|slot| slot.role == Role::Main);
     let running = mains().any(Slot::running);
@@ -549,6 +558,34 @@ mod tests {
         assert_eq!(status.phase.as_deref(), Some("Running"));
         assert_eq!(condition(&status, "Ready").status, "True");
         assert!(status.init_container_statuses.unwrap()[0].ready);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_is_over_when_nothing_of_it_runs() {
+        let mut pod = pod("Never", &["side"], &["a"]);
+        pod.spec.as_mut().unwrap().init_containers.as_mut().unwrap()[0].restart_policy =
+            Some("Always".into());
+        let phase = |state: &State| compute(&pod, state, &PodStatus::default(), &context()).phase.unwrap();
+        let mut state = up(&pod);
+        state.slots.iter_mut().for_each(run);
+        end(&mut state.slots[1], 0);
+        assert_eq!(phase(&state), "Running", "the sidecar still runs");
+        end(&mut state.slots[0], 137);
+        assert_eq!(phase(&state), "Succeeded", "whatever the sidecar made of it");
+
+        let mut state = up(&pod);
+        state.slots.iter_mut().for_each(run);
+        state.expired = true;
+        assert_eq!(phase(&state), "Running");
+        state.slots.iter_mut().for_each(|slot| end(slot, 0));
+        assert_eq!(phase(&state), "Succeeded", "it came to its end in time after all");
+        state.slots[1].current = None;
+        let status = compute(&pod, &state, &PodStatus::default(), &context());
+        assert_eq!(
+            (status.phase.as_deref(), status.reason.as_deref()),
+            (Some("Failed"), Some("DeadlineExceeded"))
+        );
+        assert_eq!(status.message.as_deref(), Some(DEADLINE_EXCEEDED));
     }
 
     #[test]

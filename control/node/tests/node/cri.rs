@@ -41,6 +41,10 @@ pub struct World {
     pub images: HashMap<String, bool>,
     /// What a pull of these is answered with.
     pub pull_errors: HashMap<String, String>,
+    /// The password without which a pull of these is refused.
+    pub passwords: HashMap<String, String>,
+    /// How commands end: their exit codes, 0 if nothing is said; none: they take longer than they may.
+    pub commands: HashMap<String, Option<i32>>,
     /// What the next starts of containers are answered with.
     pub start_errors: VecDeque<String>,
     pub calls: Vec<String>,
@@ -462,6 +466,23 @@ impl runtime_service_server::RuntimeService for Runtime {
         }))
     }
 
+    async fn exec_sync(
+        &self,
+        request: Request<ExecSyncRequest>,
+    ) -> Result<Response<ExecSyncResponse>, Status> {
+        let ExecSyncRequest { container_id, cmd, timeout } = request.into_inner();
+        let mut world = self.world();
+        let command = cmd.join(" ");
+        world.calls.push(format!("exec_sync {container_id} {timeout} {command}"));
+        match world.commands.get(&command).copied().unwrap_or(Some(0)) {
+            Some(exit_code) => {
+                let stdout = format!("{command} said {exit_code}").into_bytes();
+                Ok(Response::new(ExecSyncResponse { stdout, stderr: Vec::new(), exit_code }))
+            }
+            None => Err(Status::deadline_exceeded("command timed out")),
+        }
+    }
+
     async fn port_forward(
         &self,
         request: Request<PortForwardRequest>,
@@ -475,7 +496,6 @@ impl runtime_service_server::RuntimeService for Runtime {
     missing! {
         update_container_resources(UpdateContainerResourcesRequest) -> UpdateContainerResourcesResponse;
         reopen_container_log(ReopenContainerLogRequest) -> ReopenContainerLogResponse;
-        exec_sync(ExecSyncRequest) -> ExecSyncResponse;
         exec(ExecRequest) -> ExecResponse;
         attach(AttachRequest) -> AttachResponse;
         container_stats(ContainerStatsRequest) -> ContainerStatsResponse;
@@ -525,9 +545,13 @@ impl image_service_server::ImageService for Runtime {
         &self,
         request: Request<PullImageRequest>,
     ) -> Result<Response<PullImageResponse>, Status> {
-        let name = request.into_inner().image.unwrap().image;
+        let PullImageRequest { image, auth, .. } = request.into_inner();
+        let (name, auth) = (image.unwrap().image, auth.unwrap_or_default());
         let mut world = self.world();
-        world.calls.push(format!("pull_image {name}"));
+        world.calls.push(format!("pull_image {name} {}", auth.username));
+        if world.passwords.get(&name).is_some_and(|password| *password != auth.password) {
+            return Err(Status::permission_denied(format!("pull access denied for {name}")));
+        }
         if let Some(words) = world.pull_errors.get(&name) {
             return Err(Status::not_found(words.clone()));
         }

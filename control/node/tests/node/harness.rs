@@ -224,6 +224,20 @@ impl Harness {
         .await;
     }
 
+    /// Waits until an event of the pod of this reason says this.
+    pub async fn until_told(&self, pod: &str, reason: &str, message: &str) {
+        let events: Api<k8s_openapi::api::core::v1::Event> = Api::default_namespaced(self.client.clone());
+        eventually("an event tells it", async || {
+            let events = events.list(&Default::default()).await.map_err(|error| error.to_string())?;
+            let about = events.items.into_iter().filter(|event| {
+                event.involved_object.name.as_deref() == Some(pod) && event.reason.as_deref() == Some(reason)
+            });
+            let told: Vec<_> = about.filter_map(|event| event.message).collect();
+            if told.iter().any(|told| told == message) { Ok(()) } else { Err(format!("{told:?}")) }
+        })
+        .await;
+    }
+
     /// Reasons of the pod's events so far.
     pub async fn reasons(&self, pod: &str) -> Vec<String> {
         let events: Api<k8s_openapi::api::core::v1::Event> = Api::default_namespaced(self.client.clone());

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{Container, Pod};
-use tracing::warn;
+use tracing::{debug, warn};
 use wharf_cri::v1;
 use wharf_kit::chain;
 use wharf_kit::event::Severity;
@@ -15,8 +15,10 @@ use super::super::config::{self, OwnFiles, Parts};
 use super::super::state::{self, Exit, Record, Run, Sandbox};
 use super::record::{exit, now, record};
 use super::{Done, Pause, Shared, event, facts, uid};
+use crate::ask::Asked;
 use crate::dns;
 use crate::env::{self, Found};
+use crate::hook;
 use crate::images::Image;
 use crate::runtime::label;
 use crate::volumes::{self, Ready};
@@ -199,12 +201,42 @@ async fn own_files(
     Ok(OwnFiles { hosts, termination: termination.display().to_string() })
 }
 
+/// What [`stop`] needs beside the pod.
+pub struct Stop {
+    pub asked: Asked,
+    pub name: String,
+    pub grace: Duration,
+    /// Whose preStop hook, if it has one, goes first.
+    pub container: Option<Container>,
+}
+
 /// Stops the container and tells how it ended. Tries for as long as the runtime does not answer.
-pub async fn stop(shared: Arc<Shared>, pod: Arc<Pod>, id: String, name: String, grace: Duration) -> Done {
+pub async fn stop(shared: Arc<Shared>, pod: Arc<Pod>, what: Stop) -> Done {
+    /// However long its hook took, a container gets this to end by itself; the kubelet's figure.
+    const LEAST: Duration = Duration::from_secs(2);
+    let Stop { asked, name, grace, container } = what;
     event(&shared, &pod, Some(&name), Severity::Normal, "Killing", format!("Stopping container {name}"));
     let mut client = shared.runtime.runtime.clone();
     let mut pause = Pause::new();
-    let kill_at = Instant::now() + grace;
+    let mut kill_at = Instant::now() + grace;
+    let hook = container
+        .as_ref()
+        .and_then(|container| container.lifecycle.as_ref()?.pre_stop.as_ref().map(|hook| (container, hook)));
+    if let Some((container, hook)) = hook.filter(|_| !grace.is_zero()) {
+        let failed = match tokio::time::timeout(grace, hook::run(hook, container, &asked)).await {
+            Ok(Ok(())) => None,
+            Ok(Err(words)) => Some(words),
+            Err(_) => Some("it did not end within the grace period".to_owned()),
+        };
+        if let Some(words) = failed {
+            // The words may hold secrets of the container's: they are for the node's log alone, as the kubelet has it.
+            debug!(container = name, error = words, "preStop hook failed");
+            let message = "PreStopHook failed".to_owned();
+            event(&shared, &pod, Some(&name), Severity::Warning, "FailedPreStopHook", message);
+        }
+        kill_at = kill_at.max(Instant::now() + LEAST);
+    }
+    let id = asked.container;
     loop {
         let left = kill_at.saturating_duration_since(Instant::now());
         let timeout = i64::try_from(left.as_millis().div_ceil(1000)).unwrap_or(i64::MAX);

@@ -23,7 +23,7 @@ use crate::images::{self, Image};
 use crate::logs;
 use crate::volumes::{self, Ready};
 
-pub use container::{Start, StartError, look, start, stop, words};
+pub use container::{Start, StartError, Stop, look, start, stop, words};
 pub use image::image;
 pub use object::{appears, class, delete, write};
 pub use record::{exit, now, record_of};
@@ -53,6 +53,12 @@ pub enum Done {
     Looked {
         id: String,
         exit: Option<Exit>,
+    },
+    /// A postStart hook came to its end.
+    Hooked {
+        slot: usize,
+        id: String,
+        result: Result<(), String>,
     },
     /// How a run ended that was found ended.
     Words {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use k8s_openapi::api::core::v1::{Pod, PodSpec, PodStatus};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
@@ -22,7 +22,7 @@ use wharf_kit::view::Key;
 
 use super::backoff::{self, Tries};
 use super::ops::{self, Done};
-use super::plan::{Step, plan};
+use super::plan::{Finish, RestartPolicy, Step, finish, plan};
 use super::state::{
     Doing, Ending, Exit, Handler, ImageState, PodDoing, Role, Run, Slot, State, VolumeState, container, hash,
 };
@@ -47,6 +47,8 @@ pub struct Worker {
     own: mpsc::Sender<Message>,
     ops: JoinSet<Done>,
     probes: Vec<(usize, AbortHandle)>,
+    /// postStart hooks that are on their way.
+    hooks: Vec<(usize, AbortHandle)>,
     /// Waits for what the volumes' content comes from to change.
     sources: Option<AbortHandle>,
     /// The pod's fields changed while volumes that tell them were being made.
@@ -120,6 +122,7 @@ impl Worker {
             own,
             ops: JoinSet::new(),
             probes: Vec::new(),
+            hooks: Vec::new(),
             sources: None,
             stale: false,
             early: Vec::new(),
@@ -267,6 +270,27 @@ impl Worker {
         }
     }
 
+    /// `activeDeadlineSeconds` counts from when the pod was first told of as started.
+    fn note_deadline(&mut self, spec: &PodSpec, now: Instant) {
+        let Some(seconds) = spec.active_deadline_seconds else { return };
+        let own: PodStatus = serde_json::from_slice(&self.reported).unwrap_or_default();
+        let started = own.start_time.map_or_else(ops::now, |time| time.0);
+        let ran = Duration::try_from(ops::now().duration_since(started)).unwrap_or_default();
+        let left = Duration::from_secs(u64::try_from(seconds).unwrap_or(0)).saturating_sub(ran);
+        if !left.is_zero() {
+            self.state.deadline = Some(now + left);
+        } else if !self.state.expired
+            && !self.state.over
+            && self.state.ending.is_none()
+            && finish(RestartPolicy::of(spec), &self.state) == Finish::Not
+        {
+            self.state.expired = true;
+            self.state.deadline = None;
+            self.stop_probes(None);
+            self.event(None, Severity::Normal, "DeadlineExceeded", status::DEADLINE_EXCEEDED.to_owned());
+        }
+    }
+
     fn end_within(&mut self, seconds: i64) {
         let kill_at = Instant::now() + Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
         if self.state.ending.is_none_or(|ending| kill_at < ending.kill_at) {
@@ -346,6 +370,7 @@ impl Worker {
         }
         let pod = self.pod();
         let Some(spec) = &pod.spec else { return None };
+        self.note_deadline(spec, now);
         let plan = plan(spec, &self.state, now);
         let mut wake = plan.wake;
         for step in plan.steps {
@@ -452,10 +477,17 @@ impl Worker {
                 self.ops.spawn(ops::start(shared, pod, start));
             }
             Step::Stop { slot, grace } => {
+                let Some(id) = self.state.slots[slot].current.as_ref().map(|record| record.id.clone()) else {
+                    return;
+                };
+                let asked = self.asked(&pod, &id);
                 let slot = &mut self.state.slots[slot];
-                let Some(record) = &slot.current else { return };
+                // A stop that is hurried up has its hook on its way already.
+                let first = !matches!(slot.doing, Some(Doing::Stopping { .. }));
+                let hook = container(&pod, &slot.name).cloned().filter(|_| first);
                 slot.doing = Some(Doing::Stopping { kill_at: now + grace });
-                self.ops.spawn(ops::stop(shared, pod, record.id.clone(), slot.name.clone(), grace));
+                let stop = ops::Stop { asked, name: slot.name.clone(), grace, container: hook };
+                self.ops.spawn(ops::stop(shared, pod, stop));
             }
             Step::Release => {
                 let Some(sandbox) = &self.state.sandbox else { return };

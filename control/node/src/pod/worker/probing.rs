@@ -2,12 +2,17 @@
 
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::Pod;
 use tokio::time::Instant;
+use tracing::debug;
 use wharf_kit::event::Severity;
 
 use super::super::Message;
+use super::super::ops::Done;
 use super::super::state::container;
 use super::{Worker, grace_of};
+use crate::ask::Asked;
+use crate::hook;
 use crate::probe::{self, Purpose};
 
 /// How long a container that was just started may take to become ready before it is told as not ready.
@@ -47,11 +52,9 @@ impl Worker {
         let pod = self.pod();
         let slot = &mut self.state.slots[index];
         let Some(spec) = container(&pod, &slot.name) else { return };
-        let supported =
-            |purpose: Purpose| purpose.of(spec).is_some_and(|probe| probe::settings(probe, spec).is_ok());
         let (was_started, was_ready) = told.unwrap_or_default();
-        slot.started = was_started || !supported(Purpose::Startup);
-        slot.ready = slot.started && (was_ready || !supported(Purpose::Readiness));
+        slot.started = was_started || spec.startup_probe.is_none();
+        slot.ready = slot.started && (was_ready || spec.readiness_probe.is_none());
         if !slot.ready && told.is_none() {
             self.settling = Some(Instant::now() + FIRST_PROBE);
         }
@@ -71,26 +74,16 @@ impl Worker {
         let (name, id) = (slot.name.clone(), record.id.clone());
         let purposes: &[Purpose] =
             if slot.started { &[Purpose::Readiness, Purpose::Liveness] } else { &[Purpose::Startup] };
-        let host_network = pod.spec.as_ref().is_some_and(|spec| spec.host_network == Some(true));
-        let address = self
-            .state
-            .sandbox
-            .as_ref()
-            .filter(|_| !host_network)
-            .and_then(|sandbox| sandbox.ips.first())
-            .and_then(|ip| ip.parse().ok());
-        let Some(address) = address.or(host_network.then_some(self.shared.host)) else { return };
+        let asked = self.asked(&pod, &id);
         let subject = self.subject(Some(&name));
         for purpose in purposes {
             let Some(probe) = purpose.of(&spec) else { continue };
             let settings = match probe::settings(probe, &spec) {
                 Ok(settings) => settings,
                 Err(error) => {
-                    self.shared.recorder.warning(
-                        &subject,
-                        "ProbeNotSupported",
-                        format!("{} probe of container {name}: {error}", purpose.word()),
-                    );
+                    let words =
+                        format!("{} probe errored and resulted in unknown state: {error}", purpose.word());
+                    self.shared.recorder.warning(&subject, "Unhealthy", words);
                     continue;
                 }
             };
@@ -102,11 +95,47 @@ impl Worker {
                 async move { drop(own.send(verdict).await) } // an error: the worker is gone, and so is the pod
             };
             let failed = move |words: &str| {
-                recorder.warning(&subject, "Unhealthy", format!("{} probe failed: {words}", purpose.word()))
+                recorder.warning(&subject, "Unhealthy", format!("{} probe {words}", purpose.word()))
             };
-            let task = tokio::spawn(probe::run(settings, purpose, address, turned, failed));
+            let task = tokio::spawn(probe::run(settings, purpose, asked.clone(), turned, failed));
             self.probes.push((index, task.abort_handle()));
         }
+    }
+
+    /// Where the run of a container is asked.
+    pub(super) fn asked(&self, pod: &Pod, id: &str) -> Asked {
+        let host_network = pod.spec.as_ref().is_some_and(|spec| spec.host_network == Some(true));
+        let own = self.state.sandbox.as_ref().and_then(|sandbox| sandbox.ips.first());
+        let address = if host_network { Some(self.shared.host) } else { own.and_then(|ip| ip.parse().ok()) };
+        Asked { address, container: id.to_owned(), runtime: self.shared.runtime.clone() }
+    }
+
+    /// A container was started: it runs for the rest of us when its postStart hook, if it has one, is done.
+    pub(super) fn begin_hook(&mut self, index: usize, id: String) {
+        let pod = self.pod();
+        let spec = container(&pod, &self.state.slots[index].name).cloned();
+        let hook = spec.as_ref().and_then(|spec| spec.lifecycle.as_ref()?.post_start.clone());
+        let (Some(spec), Some(hook)) = (spec, hook) else { return self.runs(index, None) };
+        let asked = self.asked(&pod, &id);
+        let task = self.ops.spawn(async move {
+            let result = hook::run(&hook, &spec, &asked).await;
+            Done::Hooked { slot: index, id, result }
+        });
+        self.hooks.push((index, task));
+    }
+
+    pub(super) fn hooked(&mut self, index: usize, id: &str, result: Result<(), String>) {
+        let pod = self.pod();
+        let slot = &mut self.state.slots[index];
+        if slot.current.as_ref().is_none_or(|record| record.id != id || !record.running()) {
+            return; // about a run that is over
+        }
+        let Err(words) = result else { return self.runs(index, None) };
+        let name = slot.name.clone();
+        slot.doomed = Some(grace_of(&pod, None));
+        // The words may hold secrets of the container's: they are for the node's log alone, as the kubelet has it.
+        debug!(container = name, error = words, "postStart hook failed");
+        self.event(Some(&name), Severity::Warning, "FailedPostStartHook", "PostStartHook failed".to_owned());
     }
 
     pub(super) fn stop_probes(&mut self, of: Option<usize>) {

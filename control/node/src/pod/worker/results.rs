@@ -38,6 +38,7 @@ impl Worker {
                     None => self.adopt = true,
                 }
             }
+            Done::Hooked { slot, id, result } => self.hooked(slot, &id, result),
             Done::Words { slot, id, exit } => {
                 let current = self.state.slots[slot].current.as_mut().filter(|record| record.id == id);
                 if let Some(record) = current {
@@ -223,9 +224,9 @@ impl Worker {
                     self.ended(index, exit);
                 } else {
                     if early.is_some() {
-                        self.ops.spawn(ops::look(self.shared.clone(), pod, id));
+                        self.ops.spawn(ops::look(self.shared.clone(), pod, id.clone()));
                     }
-                    self.runs(index, None);
+                    self.begin_hook(index, id);
                 }
                 if !self.state.slots.iter().any(|slot| slot.doing == Some(Doing::Starting)) {
                     self.early.clear();
@@ -264,6 +265,12 @@ impl Worker {
     /// The current run of a slot ended.
     pub(super) fn ended(&mut self, index: usize, exit: Exit) {
         self.stop_probes(Some(index));
+        self.hooks.retain(|(slot, task)| {
+            if *slot == index {
+                task.abort();
+            }
+            *slot != index
+        });
         let pod = self.pod();
         let slot = &mut self.state.slots[index];
         let (code, reason) = (exit.code, exit.reason.clone());
