@@ -11,6 +11,7 @@ mod demo;
 mod forward;
 mod phase;
 mod prepare;
+mod python;
 mod suite;
 mod vm;
 

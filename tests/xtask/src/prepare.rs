@@ -76,6 +76,15 @@ pub fn run(places: &Places, tests: bool) -> Result<()> {
     targets(places)
 }
 
+/// For the test of the Python client.
+pub fn for_python() -> Result<()> {
+    packages(&[Package {
+        name: "python3-venv",
+        why: "the tests drive the Python client",
+        shown_by: &["/usr/bin/python3", "-c", "import ensurepip, venv"],
+    }])
+}
+
 /// For the tests in a virtual machine.
 pub fn for_vm() -> Result<()> {
     packages(FOR_VM)
