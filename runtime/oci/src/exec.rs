@@ -132,9 +132,9 @@ fn start(entry: &Entry, token: u64, request: Request, fds: Vec<OwnedFd>) -> Resu
         let call = link.call(request, fds);
         tokio::pin!(call);
         let answer = tokio::select! {
+            biased; // the request goes out first, so that its end cannot overtake it
             answer = &mut call => answer,
             () = killed.cancelled() => {
-                // It cannot overtake the request: the monitor hears one after the other.
                 let (_, answer) = tokio::join!(link.call(Request::KillExec(token), Vec::new()), call);
                 answer
             }
