@@ -111,4 +111,5 @@ def main():
             print(field(key, value, facts.get("required", []), package))
 
 
-main()
+if __name__ == "__main__":
+    main()

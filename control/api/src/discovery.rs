@@ -13,7 +13,10 @@ use crate::status::{Result, Status};
 const VERBS: &[&str] = &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
 
 /// The verbs of a subresource and the kind it speaks.
-fn subresource(kind: &Kind, subresource: Subresource) -> (&'static [&'static str], String, String, String) {
+pub fn subresource(
+    kind: &Kind,
+    subresource: Subresource,
+) -> (&'static [&'static str], String, String, String) {
     let own = (kind.group.to_string(), kind.version.to_string(), kind.kind.to_string());
     let other =
         |group: &str, version: &str, kind: &str| (group.to_owned(), version.to_owned(), kind.to_owned());
@@ -136,7 +139,7 @@ pub fn resources(kinds: &Kinds, group: &str, version: &str) -> Result<Response<B
 }
 
 /// Namespaces are not deleted by the collection; reviews are created alone.
-fn verbs(kind: &Kind) -> Vec<&'static str> {
+pub fn verbs(kind: &Kind) -> Vec<&'static str> {
     if kind.review.is_some() {
         return vec!["create"];
     }

@@ -28,6 +28,7 @@ mod encode;
 mod kinds;
 mod metrics;
 mod object;
+mod openapi;
 mod proxy;
 mod represent;
 mod request;

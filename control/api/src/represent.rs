@@ -37,8 +37,8 @@ const ACCEPTED: &str = "application/json, application/yaml";
 const CHUNK: usize = 64 << 10;
 
 /// One entry of an `Accept` header.
-struct MediaType<'a> {
-    type_: &'a str,
+pub struct MediaType<'a> {
+    pub type_: &'a str,
     parameters: Vec<(&'a str, &'a str)>,
 }
 
@@ -49,7 +49,7 @@ impl<'a> MediaType<'a> {
 }
 
 /// The entries of an `Accept` header, best first.
-fn media_types(accept: &str) -> Vec<MediaType<'_>> {
+pub fn media_types(accept: &str) -> Vec<MediaType<'_>> {
     let mut types: Vec<(f32, MediaType<'_>)> = accept
         .split(',')
         .map(|entry| {

@@ -33,7 +33,7 @@ use crate::status::{Result, Status};
 use crate::storage::Storage;
 use crate::user::MASTERS;
 use crate::verbs::{Call, WriteOptions, store_failed, write::Track};
-use crate::{Body, Config, Error, Extra, UserInfo, discovery, object};
+use crate::{Body, Config, Error, Extra, UserInfo, discovery, object, openapi};
 
 /// Bodies of API requests; the value of kube-apiserver.
 const BODY_MAX: usize = 3 << 20;
@@ -59,6 +59,7 @@ pub struct Inner {
     pub tls: Option<Arc<rustls::ServerConfig>>,
     extra: Vec<(String, Extra)>,
     version: String,
+    openapi: openapi::Shared,
     in_flight: Semaphore,
     request_timeout: Duration,
     _stop: DropGuard,
@@ -123,6 +124,7 @@ impl Inner {
             tls: config.tls,
             extra: config.extra,
             version: config.version,
+            openapi: openapi::Shared::new(),
             in_flight: Semaphore::new(config.max_in_flight),
             request_timeout: config.request_timeout,
             _stop: guard,
@@ -247,6 +249,10 @@ impl Inner {
                     &self.authorizers,
                     &Attributes { user: &user, verb: &verb, action: Action::Path(&path) },
                 )?;
+                if path.starts_with("/openapi/") {
+                    let query = Query::parse(request.uri())?;
+                    return self.openapi().await?.answer(request.method(), &path, &query, request.headers());
+                }
                 self.other(&request, &path, other)
             }
         }
@@ -265,6 +271,16 @@ impl Inner {
             }
         }
         Ok(Arc::new(UserInfo::anonymous()))
+    }
+
+    /// Made once, off the threads that serve.
+    async fn openapi(self: &Arc<Self>) -> Result<Arc<openapi::Documents>> {
+        let make = || async {
+            let server = self.clone();
+            let made = move || Arc::new(openapi::Documents::make(&server.kinds, &server.version));
+            tokio::task::spawn_blocking(made).await.map_err(Status::internal)
+        };
+        self.openapi.get_or_try_init(make).await.cloned()
     }
 
     /// Paths of no resource.
@@ -296,7 +312,17 @@ impl Inner {
                     true => "/api/v1".to_owned(),
                     false => format!("/apis/{}", kind.api_version()),
                 });
-                let own = ["/api", "/apis", "/healthz", "/livez", "/metrics", "/readyz", "/version"];
+                let own = [
+                    "/api",
+                    "/apis",
+                    "/healthz",
+                    "/livez",
+                    "/metrics",
+                    "/openapi/v2",
+                    "/openapi/v3",
+                    "/readyz",
+                    "/version",
+                ];
                 let paths: BTreeSet<String> = groups.chain(own.map(str::to_owned)).collect();
                 Ok(json_response(200, json!({"paths": paths}).to_string()))
             }

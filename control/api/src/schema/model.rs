@@ -255,6 +255,16 @@ impl Type {
         self.0.kinds.first()
     }
 
+    /// Every kind that this type is.
+    pub fn kinds(self) -> &'static [Gvk] {
+        &self.0.kinds
+    }
+
+    /// Whether values are merged as a whole.
+    pub fn is_atomic(self) -> bool {
+        self.0.atomic
+    }
+
     /// Whether objects of this kind have a `/status` subresource.
     pub fn has_status(self) -> bool {
         self.0.status
@@ -464,6 +474,11 @@ impl Field {
             }
         }
         field
+    }
+
+    /// What the field says of merging its map or object: key by key, as a whole, or nothing.
+    pub fn granular(&self) -> Option<bool> {
+        self.granular
     }
 
     /// How values of this field are merged, compared and owned.

@@ -9,6 +9,7 @@ mod input;
 mod kinds;
 mod lists;
 mod objects;
+mod openapi;
 mod patches;
 mod pods;
 mod reviews;
