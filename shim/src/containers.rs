@@ -1,6 +1,8 @@
 //! The life of a container.
 
-use std::path::Path;
+use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,10 +33,6 @@ impl Shim {
         let image =
             self.images.status(name).ok_or_else(|| Error::Unknown { kind: "image", id: name.to_owned() })?;
         let wasm = image.is_wasm();
-        if wasm && !sandbox.is_wasm() {
-            let why = format!("{name} is a wasm image; its pod needs the runtime handler \"wasm\"");
-            return Err(Error::Unsupported(why));
-        }
         if !wasm && sandbox.is_wasm() {
             let why = format!("{name} is not a wasm image; the runtime handler \"wasm\" runs wasm alone");
             return Err(Error::Invalid(why));
@@ -108,7 +106,9 @@ impl Shim {
             return Err(Error::State { id, is: state_name(state), wanted: "created" });
         }
         if wasm {
-            self.wasm()?.start_container(&id, None).await?;
+            let pod = self.sandbox(&sandbox)?;
+            let socket = self.own_socket(&id, &pod).await?;
+            self.wasm()?.start_container(&id, socket).await?;
         } else {
             self.oci.start_container(&id).await?;
         }
@@ -122,6 +122,23 @@ impl Shim {
         })?;
         self.publish(&sandbox, &id, ContainerEventType::ContainerStartedEvent);
         Ok(())
+    }
+
+    /// The socket of a wasm service whose pod has its network elsewhere than in the wasm host's namespace: beside OCI
+    /// containers, in the pod's, and with the node's network, here.
+    async fn own_socket(&self, id: &str, sandbox: &record::Sandbox) -> Result<Option<OwnedFd>, Error> {
+        if sandbox.is_wasm() && !sandbox.on_node_network() {
+            return Ok(None);
+        }
+        let Some(port) = self.wasm()?.status(id).await?.port else { return Ok(None) };
+        let failed = move |cause| Error::Start { what: format!("listen on port {port} of the pod"), cause };
+        let netns = (!sandbox.netns.is_empty()).then(|| PathBuf::from(&sandbox.netns));
+        let made = tokio::task::spawn_blocking(move || match netns {
+            Some(netns) => wharf_sandbox::netns::within(&netns, || listen(port)).map_err(Error::from),
+            None => listen(port).map_err(failed),
+        });
+        let socket = made.await.map_err(|cause| failed(std::io::Error::other(cause)))??;
+        Ok(Some(socket.into()))
     }
 
     /// Asks a container to end and ends it when `grace` has passed. One that is not there, or is over, is no
@@ -198,6 +215,12 @@ impl Shim {
         }
         Ok(())
     }
+}
+
+/// On every address of the namespace, of both families where it has both.
+fn listen(port: u16) -> std::io::Result<TcpListener> {
+    TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))
+        .or_else(|_| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)))
 }
 
 fn remove_dir(path: &Path) -> Result<(), Error> {

@@ -119,7 +119,8 @@ pub fn wasm(
         args,
         env: environment(config, image),
         mounts: mounts.collect::<Result<_, _>>()?,
-        address: sandbox.address.parse().ok(),
+        // Another pod's address is not in the host's namespace: its service is started with a socket.
+        address: sandbox.address.parse().ok().filter(|_| sandbox.is_wasm()),
         port: port.and_then(|port| port.parse().ok()),
         memory_limit: u64::try_from(resources.memory_limit_in_bytes).ok().filter(|limit| *limit > 0),
         cpu,

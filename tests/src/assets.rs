@@ -14,9 +14,22 @@ pub fn wctl() -> PathBuf {
 
 /// A component of `sdk/examples` or `tests/guests`, such as `greeter`.
 pub fn guest(name: &str) -> PathBuf {
+    there(guests().join(format!("{name}.wasm")))
+}
+
+/// The same as a core module of WASI 0.1.
+pub fn core_guest(name: &str) -> PathBuf {
+    there(guests().join(format!("../../wasm32-wasip1/guest/{name}.wasm")))
+}
+
+fn guests() -> PathBuf {
     let dir = std::env::var_os("WHARF_GUESTS").map(PathBuf::from);
-    let dir = dir.unwrap_or_else(|| target().join("guests/wasm32-wasip2/guest"));
-    there(dir.join(format!("{name}.wasm")))
+    dir.unwrap_or_else(|| target().join("guests/wasm32-wasip2/guest"))
+}
+
+/// A shell and its tools in one static program, from Debian's busybox-static.
+pub fn busybox() -> PathBuf {
+    there("/bin/busybox".into())
 }
 
 /// The static HTTP server of `sdk/examples/clock`.

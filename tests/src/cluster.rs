@@ -97,7 +97,7 @@ impl Cluster {
     }
 
     /// Pushes the examples and the tests' guests into its registry, once: `greeter:1`, `clock:1`, `guest-http:1`,
-    /// `guest-command:1`.
+    /// `guest-command:1`, `guest-core:1` (the same as a core module of WASI 0.1), `busybox:1`.
     #[track_caller]
     pub fn push_images(&self) {
         self.pushed.get_or_init(|| {
@@ -106,6 +106,16 @@ impl Cluster {
                 let said = self.wctl(&["image", "push", &path.display().to_string(), &format!("{guest}:1")]);
                 assert_eq!(said.ok().trim(), format!("registry.wharf/{guest}:1"));
             }
+            let path = assets::core_guest("guest-command").display().to_string();
+            self.wctl(&["image", "push", &path, "guest-core:1"]).ok();
+            let bin = self.dir.path().join("busybox/bin");
+            fs::create_dir_all(&bin).expect("a folder");
+            fs::copy(assets::busybox(), bin.join("busybox")).expect("a copy");
+            for name in ["sh", "cat", "sleep", "wget"] {
+                std::os::unix::fs::symlink("busybox", bin.join(name)).expect("a link");
+            }
+            let rootfs = self.dir.path().join("busybox").display().to_string();
+            self.wctl(&["image", "push", &rootfs, "busybox:1", "--entrypoint", "/bin/sh"]).ok();
             let rootfs = self.dir.path().join("clock");
             fs::create_dir_all(&rootfs).expect("a folder");
             fs::copy(assets::clock(), rootfs.join("clock")).expect("a copy");
