@@ -8,6 +8,7 @@
 //! |---|---|---|
 //! | [`deployment`] | Deployments, their ReplicaSets and Pods | ReplicaSets per template, rollouts, history, status |
 //! | [`replicaset`] | ReplicaSets, their Pods | Pods to the wanted number, adoption, status |
+//! | [`job`] | Jobs, their Pods | Pods until enough succeeded, each counted once, and the Job's end |
 //! | [`garbage`] | every kind that can be owned | deletes what its owners left, foreground and orphan deletion |
 //! | [`namespace`] | Namespaces, what goes in them | empties and finalizes those being deleted |
 //! | [`account`] | Namespaces, default ServiceAccounts | a `default` account in each namespace |
@@ -23,9 +24,11 @@
 pub mod account;
 pub mod deployment;
 pub mod garbage;
+pub mod job;
 pub mod namespace;
 pub mod node;
 mod objects;
+mod pods;
 pub mod replicaset;
 pub mod role;
 pub mod root_ca;
@@ -90,6 +93,7 @@ type Run = fn(Context) -> Pin<Box<dyn Future<Output = ()> + Send>>;
 const LOOPS: &[(&str, Run)] = &[
     ("deployment", |context| Box::pin(deployment::run(context))),
     ("replicaset", |context| Box::pin(replicaset::run(context))),
+    ("job", |context| Box::pin(job::run(context))),
     ("garbage", |context| Box::pin(garbage::run(context))),
     ("namespace", |context| Box::pin(namespace::run(context))),
     ("account", |context| Box::pin(account::run(context))),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use serde_json::value::RawValue;
 use wharf_kit::api::Kind;
 use wharf_kit::selector::LabelSelector;
@@ -124,6 +125,19 @@ pub struct PodCondition {
 #[serde(rename_all = "camelCase", default)]
 pub struct ContainerStatus {
     pub restart_count: i32,
+    pub state: ContainerState,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct ContainerState {
+    pub terminated: Option<Terminated>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Terminated {
+    pub finished_at: Option<Timestamp>,
 }
 
 impl Pod {
@@ -145,6 +159,24 @@ impl Pod {
 
     pub fn restarts(&self) -> i32 {
         self.status.container_statuses.iter().map(|one| one.restart_count).max().unwrap_or(0)
+    }
+
+    /// Restarts of all its containers together.
+    pub fn all_restarts(&self) -> i32 {
+        self.status.container_statuses.iter().map(|one| one.restart_count).sum()
+    }
+
+    /// When its last container ended, as far as is known.
+    pub fn ended_at(&self) -> Timestamp {
+        let ends = self
+            .status
+            .container_statuses
+            .iter()
+            .filter_map(|one| one.state.terminated.as_ref()?.finished_at);
+        ends.max()
+            .or(self.metadata.deletion_timestamp)
+            .or(self.metadata.creation_timestamp)
+            .unwrap_or_default()
     }
 
     /// As its annotation says; pods of low cost go first.
@@ -260,6 +292,108 @@ pub struct DeploymentStatus {
     pub collision_count: Option<i32>,
     #[serde(deserialize_with = "or_default")]
     pub conditions: Vec<Condition>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Job {
+    pub metadata: Meta,
+    pub spec: JobSpec,
+    pub status: JobStatus,
+}
+
+view!(Job, Kind::new("batch", "v1", "Job", "jobs"));
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct JobSpec {
+    pub parallelism: Option<i32>,
+    pub completions: Option<i32>,
+    pub active_deadline_seconds: Option<i64>,
+    pub backoff_limit: Option<i32>,
+    pub selector: LabelSelector,
+    #[serde(deserialize_with = "or_default")]
+    pub suspend: bool,
+    pub completion_mode: Option<String>,
+    pub pod_replacement_policy: Option<String>,
+    pub ttl_seconds_after_finished: Option<i64>,
+    pub managed_by: Option<String>,
+    /// As it was written: it is read only to make pods.
+    pub template: Option<Box<RawValue>>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct JobStatus {
+    pub active: i32,
+    #[serde(deserialize_with = "or_default")]
+    pub ready: i32,
+    #[serde(deserialize_with = "or_default")]
+    pub terminating: i32,
+    pub succeeded: i32,
+    pub failed: i32,
+    #[serde(deserialize_with = "or_default")]
+    pub completed_indexes: String,
+    pub start_time: Option<Timestamp>,
+    pub completion_time: Option<Timestamp>,
+    pub uncounted_terminated_pods: Option<Uncounted>,
+    #[serde(deserialize_with = "or_default")]
+    pub conditions: Vec<Condition>,
+}
+
+/// Uids of pods that ended and are not yet in the numbers.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Uncounted {
+    #[serde(deserialize_with = "or_default")]
+    pub succeeded: Vec<String>,
+    #[serde(deserialize_with = "or_default")]
+    pub failed: Vec<String>,
+}
+
+impl Uncounted {
+    pub const NONE: &'static Self = &Self { succeeded: Vec::new(), failed: Vec::new() };
+
+    pub fn has(&self, uid: &str) -> bool {
+        self.succeeded.iter().chain(&self.failed).any(|one| one == uid)
+    }
+
+    pub fn len(&self) -> usize {
+        self.succeeded.len() + self.failed.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl JobStatus {
+    pub fn uncounted(&self) -> &Uncounted {
+        self.uncounted_terminated_pods.as_ref().unwrap_or(Uncounted::NONE)
+    }
+}
+
+impl Job {
+    /// Whether no other controller was asked to run it.
+    pub fn is_ours(&self) -> bool {
+        self.spec.managed_by.as_deref().is_none_or(|name| name == "kubernetes.io/job-controller")
+    }
+
+    pub fn is_indexed(&self) -> bool {
+        self.spec.completion_mode.as_deref() == Some("Indexed")
+    }
+
+    /// Whether a pod is replaced only when it has ended, not when its deletion began.
+    pub fn replaces_failed_only(&self) -> bool {
+        self.spec.pod_replacement_policy.as_deref() == Some("Failed")
+    }
+
+    /// Whether containers that fail are started again in their pod.
+    pub fn restarts_in_place(&self) -> bool {
+        let template: Option<Value> =
+            self.spec.template.as_ref().and_then(|raw| serde_json::from_str(raw.get()).ok());
+        template.is_some_and(|template| template["spec"]["restartPolicy"] == "OnFailure")
+    }
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]

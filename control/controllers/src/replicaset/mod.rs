@@ -2,23 +2,20 @@
 
 mod plan;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream;
 use jiff::Timestamp;
 use serde_json::{Value, json};
-use tracing::debug;
 use wharf_kit::api::{self, Absent, Delete, Ignored, Object, PatchKind, Rest};
 use wharf_kit::event::{Recorder, Subject};
 use wharf_kit::reconcile::{Controller, Next, Pass};
-use wharf_kit::view::{Change, Index, Key, OwnerRef, Store, View};
+use wharf_kit::view::{Change, Index, Key, Store, View};
 
-use crate::Context;
 use crate::status::{count, now};
 use crate::views::{Condition, Pod, ReplicaSet, condition};
+use crate::{Context, pods};
 
 pub use plan::{Plan, plan};
 
@@ -29,8 +26,6 @@ const BURST: usize = 500;
 const FIRST_BATCH: usize = 8;
 /// Requests of one pass under way at once.
 const AT_ONCE: usize = 64;
-/// The API server's echo of what a pass wrote is awaited this long: a pass must not hang on a lost watch.
-const ECHO: Duration = Duration::from_secs(10);
 
 /// The index of pods by their controller's uid.
 pub(crate) const BY_CONTROLLER: &str = "controller";
@@ -41,14 +36,19 @@ pub(crate) fn by_controller(pods: &Store<Pod>) -> Index<Pod> {
     })
 }
 
+/// The index of pods that nothing controls by their namespace.
+pub(crate) fn loose(pods: &Store<Pod>) -> Index<Pod> {
+    pods.index("loose", |pod| {
+        let loose = pod.metadata.controller().is_none();
+        loose.then(|| pod.metadata.namespace.to_string()).into_iter().collect()
+    })
+}
+
 pub(crate) async fn run(context: Context) {
     let sets = context.hub.view::<ReplicaSet>();
     let pods = context.hub.view::<Pod>();
     let owned = by_controller(&pods);
-    let loose = pods.index("loose", |pod| {
-        let loose = pod.metadata.controller().is_none();
-        loose.then(|| pod.metadata.namespace.to_string()).into_iter().collect()
-    });
+    let loose = loose(&pods);
     tokio::join!(sets.ready(), pods.ready());
     let pass = ReplicaSets {
         rest: context.rest,
@@ -113,29 +113,14 @@ impl Pass for ReplicaSets {
 impl ReplicaSets {
     async fn act(&self, set: &Arc<ReplicaSet>, plan: &Plan) -> Result<(), api::Error> {
         for pod in &plan.adopt {
-            let mut owners = pod.metadata.owner_references.clone();
-            owners.push(owner_reference(set));
-            self.own(pod, &owners).await?;
+            let owner = pods::owner(ReplicaSet::KIND, &set.metadata);
+            pods::adopt(&self.rest, &self.pods, pod, owner, None).await?;
         }
         for pod in &plan.release {
-            let mut owners = pod.metadata.owner_references.clone();
-            owners.retain(|owner| owner.uid != set.metadata.uid);
-            self.own(pod, &owners).await?;
+            pods::release(&self.rest, &self.pods, pod, &set.metadata.uid).await?;
         }
         self.create(set, plan.create.min(BURST)).await?;
         self.delete(set, &plan.delete[..plan.delete.len().min(BURST)]).await
-    }
-
-    async fn own(&self, pod: &Pod, owners: &[OwnerRef]) -> Result<(), api::Error> {
-        let meta = &pod.metadata;
-        let patch = json!({"metadata": {
-            "uid": meta.uid, "resourceVersion": meta.resource_version, "ownerReferences": owners,
-        }});
-        let answer = self.rest.patch::<Object>(Pod::KIND, &meta.key(), "", PatchKind::Merge, &patch).await;
-        if let Some(object) = answer.absent_ok()? {
-            self.echo(self.pods.reached(object.metadata.revision())).await;
-        }
-        Ok(())
     }
 
     /// Makes pods in batches that double, so that a quota or an admission rule refuses few.
@@ -143,7 +128,9 @@ impl ReplicaSets {
         if wanted == 0 {
             return Ok(());
         }
-        let body = pod_body(set);
+        let owner = pods::owner(ReplicaSet::KIND, &set.metadata);
+        let (namespace, name) = (&set.metadata.namespace, &set.metadata.name);
+        let body = pods::from_template(set.spec.template.as_deref(), namespace, name, &owner);
         let (mut left, mut batch, mut seen) = (wanted, FIRST_BATCH, 0);
         let mut failed = None;
         while left > 0 && failed.is_none() {
@@ -164,7 +151,7 @@ impl ReplicaSets {
             batch *= 2;
         }
         // The next pass must see these, or it would make them again.
-        self.echo(self.pods.reached(seen)).await;
+        pods::echo(self.pods.reached(seen)).await;
         match failed {
             None => Ok(()),
             Some(error) if error.is_namespace_terminating() => Err(error),
@@ -205,15 +192,9 @@ impl ReplicaSets {
             let gone = |now: Option<&Pod>| {
                 now.is_none_or(|now| now.metadata.uid != pod.metadata.uid || now.metadata.is_deleting())
             };
-            self.echo(self.pods.until(&pod.metadata.key(), gone)).await;
+            pods::echo(self.pods.until(&pod.metadata.key(), gone)).await;
         }
         Ok(())
-    }
-
-    async fn echo(&self, seen: impl Future<Output = ()>) {
-        if tokio::time::timeout(ECHO, seen).await.is_err() {
-            debug!("no echo of what was written");
-        }
     }
 
     async fn write_status(
@@ -269,36 +250,4 @@ impl ReplicaSets {
             self.rest.patch::<Ignored>(ReplicaSet::KIND, &key, "status", PatchKind::Merge, &patch).await;
         answer.absent_ok().map(drop)
     }
-}
-
-fn owner_reference(set: &ReplicaSet) -> OwnerRef {
-    OwnerRef {
-        api_version: ReplicaSet::KIND.api_version(),
-        kind: ReplicaSet::KIND.kind.to_owned(),
-        name: set.metadata.name.to_string(),
-        uid: set.metadata.uid.clone(),
-        controller: Some(true),
-        block_owner_deletion: Some(true),
-    }
-}
-
-/// The pod to create: the template, named after the set and owned by it.
-fn pod_body(set: &ReplicaSet) -> Value {
-    let template = set.spec.template.as_ref().map_or("{}", |raw| raw.get());
-    let template: BTreeMap<String, Value> = serde_json::from_str(template).unwrap_or_default();
-    let mut metadata = template.get("metadata").cloned().unwrap_or_else(|| json!({}));
-    if let Some(fields) = metadata.as_object_mut() {
-        fields.retain(|name, _| ["labels", "annotations", "finalizers"].contains(&name.as_str()));
-        // A generated name adds five characters to at most 58.
-        let prefix: String = format!("{}-", set.metadata.name).chars().take(247).collect();
-        fields.insert("generateName".to_owned(), json!(prefix));
-        fields.insert("namespace".to_owned(), json!(set.metadata.namespace));
-        fields.insert("ownerReferences".to_owned(), json!([owner_reference(set)]));
-    }
-    json!({
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": metadata,
-        "spec": template.get("spec").cloned().unwrap_or_default(),
-    })
 }

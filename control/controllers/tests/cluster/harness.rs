@@ -27,6 +27,7 @@ pub const PODS: Kind = Kind::core("Pod", "pods");
 pub const MAPS: Kind = Kind::core("ConfigMap", "configmaps");
 pub const ACCOUNTS: Kind = Kind::core("ServiceAccount", "serviceaccounts");
 pub const DEPLOYMENTS: Kind = Kind::new("apps", "v1", "Deployment", "deployments");
+pub const JOBS: Kind = Kind::new("batch", "v1", "Job", "jobs");
 pub const SETS: Kind = Kind::new("apps", "v1", "ReplicaSet", "replicasets");
 pub const CLUSTER_ROLES: Kind =
     Kind::new("rbac.authorization.k8s.io", "v1", "ClusterRole", "clusterroles").cluster();
@@ -263,7 +264,7 @@ impl Pass for Agent {
         if pod.metadata.is_deleting() {
             let how = Delete::exactly(&pod.metadata).with_grace(0);
             self.rest.delete::<Ignored>(Pod::KIND, key, &how).await.absent_ok()?;
-        } else if pod.status.phase.as_deref() != Some("Running") {
+        } else if matches!(pod.status.phase.as_deref(), None | Some("Pending")) {
             let ready = json!({"type": "Ready", "status": "True", "lastTransitionTime": now()});
             let status =
                 json!({"status": {"phase": "Running", "conditions": [ready], "podIP": "10.128.0.9"}});

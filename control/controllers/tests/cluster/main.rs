@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "in helpers of tests as in tests")]
 
 mod harness;
+mod jobs;
 
 use std::time::{Duration, Instant};
 
