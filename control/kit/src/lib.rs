@@ -8,6 +8,7 @@
 //! | [`api`] | untyped verbs (create, patch, delete, …) over [`kube::Client`] that decode into narrow types | controllers, scheduler |
 //! | [`view`] | narrow views and the one shared reflector per view in a process | every loop |
 //! | [`queue`], [`reconcile`] | the work queue and the loop around one `pass` per key | every loop |
+//! | [`leader`] | one leader among several servers, by a Lease | `wharf server` |
 //! | [`event`] | the recorder of core/v1 Events | scheduler, controllers, node agent |
 //! | [`log`] | [`chain`], the one way to put an error into a log line | everyone |
 //!
@@ -44,6 +45,7 @@ pub mod api;
 pub mod cron;
 pub mod event;
 pub mod identity;
+pub mod leader;
 pub mod log;
 pub mod quantity;
 pub mod queue;

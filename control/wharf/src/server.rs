@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::os::fd::{FromRawFd as _, OwnedFd, RawFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,11 +10,15 @@ use anyhow::Context as _;
 use clap::Args;
 use jiff::SignedDuration;
 use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use wharf_api::{ApiServer, TokenIssuer, TokenKeys, UserInfo};
 use wharf_image::registry::{self, Registry};
+use wharf_kit::api::Rest;
 use wharf_kit::identity::{self, ClientAuth};
+use wharf_kit::leader::{Candidate, Timing};
+use wharf_kit::view::Key;
 use wharf_scheduler::Scheduler;
 use wharf_store::{Store, compactor};
 
@@ -81,13 +85,33 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     if let Some(fd) = options.ready_fd {
         tell_ready(fd)?;
     }
-    let component = |name: &str| api.client(UserInfo::system(name));
-    let scheduler = Scheduler::start(component("kube-scheduler"), stop.clone());
-    let mut controllers = wharf_controllers::Config::new(pki.ca.cert_pem());
-    controllers.node_grace =
+    // A file is one server's own; over an etcd there may be others, and one of them leads.
+    let identity = match &options.store {
+        Location::Redb(_) => None,
+        Location::Etcd { .. } => Some(own_identity(&options.root)?),
+    };
+    let led = |name: &str, start: Box<dyn Fn(CancellationToken) -> JoinHandle<()> + Send + Sync>| {
+        let Some(identity) = &identity else { return start(stop.clone()) };
+        let candidate = Candidate {
+            rest: Rest::new(api.client(UserInfo::system(name))),
+            lease: Key::new("kube-system", name),
+            identity: identity.clone(),
+            timing: Timing::default(),
+        };
+        tokio::spawn(candidate.run(stop.clone(), move |stop| {
+            let work = start(stop);
+            async move { drop(work.await) }
+        }))
+    };
+    let client = api.client(UserInfo::system("kube-scheduler"));
+    let start = move |stop| Scheduler::start(client.clone(), stop);
+    let scheduler = led("kube-scheduler", Box::new(start));
+    let client = api.client(UserInfo::system("kube-controller-manager"));
+    let mut config = wharf_controllers::Config::new(pki.ca.cert_pem());
+    config.node_grace =
         options.node_monitor_grace_period.try_into().context("--node-monitor-grace-period")?;
-    let controllers =
-        wharf_controllers::start(component("kube-controller-manager"), controllers, stop.clone());
+    let start = move |stop| wharf_controllers::start(client.clone(), config.clone(), stop);
+    let controllers = led("kube-controller-manager", Box::new(start));
     let node = match options.with_node {
         true => {
             let client = api.client(UserInfo::node(&options.node.node_name));
@@ -106,6 +130,23 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     }
     tracing::info!("stopped");
     Ok(())
+}
+
+/// What this server is called in elections: the same at each start, and no other's.
+fn own_identity(root: &Path) -> anyhow::Result<String> {
+    let path = root.join("identity");
+    match std::fs::read_to_string(&path) {
+        Ok(text) if !text.trim().is_empty() => Ok(text.trim().to_owned()),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("read {}", path.display()))
+        }
+        _ => {
+            let host = nix::unistd::gethostname().context("ask for the name of this machine")?;
+            let identity = format!("{}_{}", host.to_string_lossy(), uuid::Uuid::new_v4());
+            std::fs::write(&path, &identity).with_context(|| format!("write {}", path.display()))?;
+            Ok(identity)
+        }
+    }
 }
 
 async fn start_api(

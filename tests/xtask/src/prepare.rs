@@ -51,21 +51,19 @@ const FOR_TESTS: &[Package] = &[
         why: "the tests of the store on etcd start members of their own",
         shown_by: &["etcd", "--version"],
     },
-];
-
-/// What the tests in a virtual machine use beside that.
-const FOR_VM: &[Package] = &[
-    Package {
-        name: "qemu-system-x86",
-        why: "runs another kernel",
-        shown_by: &["qemu-system-x86_64", "--version"],
-    },
     Package {
         name: "busybox-static",
-        why: "the first programs in the virtual machine",
+        why: "the tests run containers that have a shell, and start virtual machines with it",
         shown_by: &["busybox", "true"],
     },
 ];
+
+/// What the tests in a virtual machine use beside that.
+const FOR_VM: &[Package] = &[Package {
+    name: "qemu-system-x86",
+    why: "runs another kernel",
+    shown_by: &["qemu-system-x86_64", "--version"],
+}];
 
 /// For components, and for core modules.
 const TARGETS: [&str; 2] = ["wasm32-wasip2", "wasm32-wasip1"];

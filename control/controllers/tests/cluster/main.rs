@@ -4,6 +4,7 @@
 
 mod harness;
 mod jobs;
+mod leader;
 
 use std::time::{Duration, Instant};
 
