@@ -78,7 +78,7 @@ where
             tracing::debug!(why, "a client of a stream broke the protocol");
             return;
         }
-        let _ = sink.close().await;
+        let _ = sink.send(super::farewell()).await;
         // Its close frame, or the end of the connection; what it still says is of no interest.
         let rest = async { while let Some(Ok(_)) = stream.next().await {} };
         let _ = tokio::time::timeout(super::LINGER, rest).await;

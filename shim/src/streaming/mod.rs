@@ -33,6 +33,8 @@ use rand::RngExt as _;
 use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, frame::coding::CloseCode};
+use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 use tokio_util::sync::CancellationToken;
 
 use handshake::Agreed;
@@ -51,6 +53,11 @@ const CONNECTIONS: usize = 1000;
 
 /// What joins a client's streams to those of a process, until either is gone.
 pub type Join = Box<dyn FnOnce(Session) -> BoxFuture<'static, ()> + Send>;
+
+/// The end of a WebSocket that is as it should be: kubectl takes one without RFC 6455's code 1000 for a broken stream.
+fn farewell() -> Message {
+    Message::Close(Some(CloseFrame { code: CloseCode::Normal, reason: Utf8Bytes::default() }))
+}
 
 /// What a token stands for.
 pub enum Call {

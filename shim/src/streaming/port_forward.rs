@@ -295,7 +295,7 @@ where
             frame = outgoing.recv() => match frame {
                 Some(frame) => if to_client.send(Message::binary(frame)).await.is_err() { return },
                 None => {
-                    let _ = to_client.close().await;
+                    let _ = to_client.send(super::farewell()).await;
                     return;
                 }
             },
