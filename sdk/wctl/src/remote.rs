@@ -2,16 +2,47 @@
 
 use anyhow::{Context as _, bail};
 use futures::SinkExt as _;
-use kube::api::{AttachParams, AttachedProcess, TerminalSize};
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{Api, AttachParams, AttachedProcess, TerminalSize};
 use std::io::IsTerminal as _;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::Exited;
-use crate::api::unreachable;
+use crate::api::{self, unreachable};
+use crate::command::port_forward::pod_of;
+use crate::resource::Resources;
+use crate::{Exited, Global};
 
 /// What waits in the client for the network or the terminal.
 const BUFFER: usize = 64 << 10;
+
+/// Whose streams a command takes up, and which.
+#[derive(clap::Args)]
+pub struct Streams {
+    /// Pod, or TYPE/NAME such as deployment/web (its first ready pod)
+    #[arg(value_name = "POD|TYPE/NAME")]
+    what: String,
+    /// Container, if the pod has several
+    #[arg(short, long)]
+    container: Option<String>,
+    /// Pass standard input on; to be attached to, the container must have been made with stdin
+    #[arg(short = 'i', long)]
+    stdin: bool,
+    /// A terminal; to be attached to, the container must have been made with tty
+    #[arg(short, long)]
+    tty: bool,
+}
+
+impl Streams {
+    /// The pods of its namespace, the name of the one that is meant, and what to ask of it.
+    pub async fn find(self, global: &Global) -> anyhow::Result<(Api<Pod>, String, AttachParams)> {
+        let api = api::Api::connect(global).await?;
+        let pod = pod_of(&api, &Resources::discover(&api).await?, &self.what).await?;
+        let tty = terminal(self.stdin, self.tty);
+        let params = params(self.container, self.stdin, tty);
+        Ok((Api::namespaced(api.client.clone(), &api.namespace), pod, params))
+    }
+}
 
 /// Which streams are wanted. A terminal has its errors among its output.
 pub fn params(container: Option<String>, stdin: bool, tty: bool) -> AttachParams {
@@ -36,7 +67,7 @@ pub fn refused(error: kube::Error) -> anyhow::Error {
 }
 
 /// Whether there is a terminal to give: with only standard input there is, as for every such tool.
-pub fn terminal(stdin: bool, tty: bool) -> bool {
+fn terminal(stdin: bool, tty: bool) -> bool {
     if tty && !(stdin && std::io::stdin().is_terminal()) {
         eprintln!("Unable to use a TTY - input is not a terminal or the right kind of file");
         return false;
