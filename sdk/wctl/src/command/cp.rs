@@ -101,9 +101,14 @@ impl Container {
             None => (".", path),
         };
         let mut process = self.exec(true, &["tar", "-xmf", "-", "-C", folder]).await?;
-        let to = SyncIoBridge::new(process.stdin().context("no stream for the archive")?);
+        let mut to = SyncIoBridge::new(process.stdin().context("no stream for the archive")?);
         let (here, name) = (here.to_owned(), name.to_owned());
-        let packing = tokio::task::spawn_blocking(move || pack(&here, Path::new(&name), to));
+        let packing = tokio::task::spawn_blocking(move || {
+            let packed = pack(&here, Path::new(&name), &mut to);
+            // Packed or not: tar waits for the end.
+            let ended = to.shutdown().context("the connection broke");
+            packed.and(ended)
+        });
         let ended = finish(process).await;
         // Why tar ended says more than that its input broke.
         ended?;
