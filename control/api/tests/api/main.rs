@@ -13,6 +13,7 @@ mod openapi;
 mod patches;
 mod pods;
 mod reviews;
+mod strangers;
 mod tokens;
 mod two_servers;
 mod watches;
