@@ -17,6 +17,7 @@ mod cache;
 mod compact;
 mod etcd;
 mod redb;
+mod span;
 #[cfg(feature = "testing")]
 pub mod testing;
 

@@ -24,6 +24,7 @@ use wharf_kit::chain;
 use wharf_kit::identity::{self, ALPN_HTTP1, ClientAuth, Peer};
 use wharf_kit::view::Key;
 
+use self::streams::Process;
 use crate::pod::Shared;
 use crate::{Error, Listen, Serving};
 
@@ -162,10 +163,12 @@ async fn answer(
             streams::port_forward(shared, &Key::new(*namespace, *pod), request, stop).await
         }
         ["exec", namespace, pod, container] => {
-            streams::exec(shared, &Key::new(*namespace, *pod), container, request, stop).await
+            streams::process(shared, &Key::new(*namespace, *pod), container, Process::Command, request, stop)
+                .await
         }
         ["attach", namespace, pod, container] => {
-            streams::attach(shared, &Key::new(*namespace, *pod), container, request, stop).await
+            streams::process(shared, &Key::new(*namespace, *pod), container, Process::Own, request, stop)
+                .await
         }
         _ => text(StatusCode::NOT_FOUND, "404 page not found\n".to_owned()),
     }

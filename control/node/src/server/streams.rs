@@ -41,11 +41,21 @@ pub async fn port_forward(
     pipe(url.map(|answer| answer.into_inner().url), request, stop).await
 }
 
-/// A command in a container.
-pub async fn exec(
+/// Whose streams are meant.
+#[derive(Clone, Copy)]
+pub enum Process {
+    /// A command's, which is started for it.
+    Command,
+    /// The container's own.
+    Own,
+}
+
+/// The streams of a process in a container.
+pub async fn process(
     shared: &Arc<Shared>,
     pod: &Key,
     container: &str,
+    which: Process,
     request: Request<Incoming>,
     stop: CancellationToken,
 ) -> Response<Body> {
@@ -54,33 +64,22 @@ pub async fn exec(
         Err(refused) => return *refused,
     };
     let Asked { command: cmd, stdin, stdout, stderr, tty } = asked;
-    if cmd.is_empty() {
-        return text(
-            StatusCode::BAD_REQUEST,
-            "you must specify at least 1 command for the container\n".to_owned(),
-        );
-    }
-    let asked = v1::ExecRequest { container_id, cmd, tty, stdin, stdout, stderr };
-    let url = shared.runtime.runtime.clone().exec(asked).await;
-    pipe(url.map(|answer| answer.into_inner().url), request, stop).await
-}
-
-/// The streams of a container's own process.
-pub async fn attach(
-    shared: &Arc<Shared>,
-    pod: &Key,
-    container: &str,
-    request: Request<Incoming>,
-    stop: CancellationToken,
-) -> Response<Body> {
-    let (container_id, asked) = match asked(shared, pod, container, &request) {
-        Ok(asked) => asked,
-        Err(refused) => return *refused,
+    let mut runtime = shared.runtime.runtime.clone();
+    let url = match which {
+        Process::Command if cmd.is_empty() => {
+            let words = "you must specify at least 1 command for the container\n";
+            return text(StatusCode::BAD_REQUEST, words.to_owned());
+        }
+        Process::Command => {
+            let asked = v1::ExecRequest { container_id, cmd, tty, stdin, stdout, stderr };
+            runtime.exec(asked).await.map(|answer| answer.into_inner().url)
+        }
+        Process::Own => {
+            let asked = v1::AttachRequest { container_id, stdin, tty, stdout, stderr };
+            runtime.attach(asked).await.map(|answer| answer.into_inner().url)
+        }
     };
-    let Asked { stdin, stdout, stderr, tty, .. } = asked;
-    let asked = v1::AttachRequest { container_id, stdin, tty, stdout, stderr };
-    let url = shared.runtime.runtime.clone().attach(asked).await;
-    pipe(url.map(|answer| answer.into_inner().url), request, stop).await
+    pipe(url, request, stop).await
 }
 
 fn no_pod(pod: &Key) -> Refused {
@@ -169,14 +168,12 @@ async fn pipe(
     }
 }
 
-/// The ports that older clients name in the query.
+/// The ports that older clients name in the query, each by itself or several in one.
 fn ports(query: &str) -> Vec<i32> {
-    let values = query
-        .split('&')
-        .filter_map(|pair| pair.strip_prefix("ports=").or_else(|| pair.strip_prefix("port=")));
-    values
-        .flat_map(|value| value.split(',').flat_map(|part| part.split("%2C")))
-        .filter_map(|port| port.parse().ok())
+    let pairs = form_urlencoded::parse(query.as_bytes());
+    let lists = pairs.filter(|(name, _)| matches!(name.as_ref(), "ports" | "port"));
+    lists
+        .flat_map(|(_, list)| list.split(',').filter_map(|port| port.parse().ok()).collect::<Vec<_>>())
         .collect()
 }
 

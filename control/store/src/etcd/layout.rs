@@ -16,6 +16,7 @@ use etcd_client::{Compare, CompareOp, KeyValue, TxnOp, TxnOpResponse, TxnRespons
 
 use super::members::Failure;
 use super::{first, header_revision};
+use crate::span::Span;
 use crate::{Error, Key, Revision};
 
 /// The keys under one prefix.
@@ -147,14 +148,7 @@ impl Meta {
     /// # Errors
     /// [`Error::Compacted`] and [`Error::Future`] if `asked` is not in the history kept.
     pub(super) fn check(&self, asked: Revision) -> Result<(), Error> {
-        let (oldest, newest) = (self.oldest, self.newest);
-        if asked < oldest {
-            Err(Error::Compacted { asked, oldest })
-        } else if asked > newest {
-            Err(Error::Future { asked, newest })
-        } else {
-            Ok(())
-        }
+        Span { oldest: self.oldest, newest: self.newest }.check(asked)
     }
 }
 

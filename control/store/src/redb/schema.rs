@@ -13,7 +13,8 @@ use ::redb::{AccessGuard, ReadTransaction, ReadableTable, StorageError, TableDef
 use bytes::Bytes;
 
 use super::disk::{Disk, Failed};
-use crate::{Entry, Error, Event, Key, Page, Revision};
+use crate::span::Span;
+use crate::{Entry, Event, Key, Page, Revision};
 
 type VersionKey = (&'static str, u64);
 type VersionValue = Option<&'static [u8]>;
@@ -32,26 +33,6 @@ const FORMAT_NOW: u64 = 1;
 /// Log entries that one step of a watch looks at, and the bytes after which it stops earlier.
 const SCAN: usize = 512;
 const SCAN_BYTES: usize = 4 << 20;
-
-/// The history that the file has.
-#[derive(Clone, Copy)]
-pub(super) struct Span {
-    pub(super) oldest: Revision,
-    pub(super) newest: Revision,
-}
-
-impl Span {
-    fn check(self, asked: Revision) -> Result<(), Error> {
-        let Self { oldest, newest } = self;
-        if asked < oldest {
-            Err(Error::Compacted { asked, oldest })
-        } else if asked > newest {
-            Err(Error::Future { asked, newest })
-        } else {
-            Ok(())
-        }
-    }
-}
 
 /// Makes the tables if the file is new, and tells the history that it has.
 pub(super) fn prepare(disk: &Disk) -> Result<Span, Failed> {

@@ -10,7 +10,8 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use tracing::{error, warn};
 
 use super::disk::{Cause, Disk, Failed};
-use super::schema::{self, LOG, META, OLDEST, REVISION, Span, VERSIONS};
+use super::schema::{self, LOG, META, OLDEST, REVISION, VERSIONS};
+use crate::span::Span;
 use crate::{Error, Event, Expect, Revision, Write};
 
 /// Bounds of one transaction, whichever is met first: it takes tens of milliseconds then, and its sync no
