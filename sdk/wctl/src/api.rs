@@ -71,6 +71,15 @@ impl Api {
         self.call(Method::GET, path, &[], Vec::new()).await
     }
 
+    /// What is at `path`, if anything is.
+    pub async fn find(&self, path: &str) -> anyhow::Result<Option<Value>> {
+        match self.get(path).await {
+            Ok(found) => Ok(Some(found)),
+            Err(error) if is_missing(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// The list of the pods that have these labels.
     pub async fn pods(&self, namespace: &str, selector: &str) -> anyhow::Result<Value> {
         let path = format!("/api/v1/namespaces/{}/pods", segment(namespace));
@@ -144,6 +153,11 @@ fn refusal(status: http::StatusCode, body: &[u8]) -> Refusal {
         .unwrap_or_else(|| status.to_string());
     let reason = text(&said["reason"]).unwrap_or_default();
     Refusal { code: status.as_u16(), reason, message }
+}
+
+/// Whether the cluster refused because there is no such thing.
+pub fn is_missing(error: &anyhow::Error) -> bool {
+    refused(error).is_some_and(|refusal| refusal.code == 404)
 }
 
 /// The cluster's refusal behind an error, if it is one.

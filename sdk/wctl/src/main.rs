@@ -7,6 +7,7 @@
 //! errors. Every failure says what, where and what to do, and exits with 1 (2 for a wrong command line).
 
 mod api;
+mod apply;
 mod command;
 mod events;
 mod image;
@@ -23,9 +24,9 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use command::{
-    apply, attach, cp, delete, describe, diff, down, edit, events as events_command, exec, explain, get,
-    image as image_command, logs, node, port_forward, rollout as rollout_command, scale, status, up, version,
-    wait,
+    apply as apply_command, attach, cp, delete, describe, diff, down, edit, events as events_command, exec,
+    explain, get, image as image_command, logs, node, port_forward, rollout as rollout_command, scale,
+    status, up, version, wait,
 };
 
 /// Run wasm microservices and OCI containers on one cluster.
@@ -67,7 +68,7 @@ enum Command {
     /// Show the clusters of this machine, and how the current one is
     Status(status::Options),
     /// Create or change objects as files say
-    Apply(apply::Options),
+    Apply(apply_command::Options),
     /// Show what an apply would change
     Diff(diff::Options),
     /// Change an object in an editor
@@ -143,7 +144,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Up(options) => up::run(options, &global).await,
         Command::Down(options) => down::run(options, &global),
         Command::Status(options) => status::run(options, &global).await,
-        Command::Apply(options) => apply::run(options, &global).await,
+        Command::Apply(options) => apply_command::run(options, &global).await,
         Command::Edit(options) => edit::run(options, &global).await,
         Command::Describe(options) => describe::run(options, &global).await,
         Command::Explain(options) => explain::run(options, &global).await,

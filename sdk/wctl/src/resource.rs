@@ -176,6 +176,36 @@ pub fn targets<'a>(
     Ok(names.iter().map(|name| (kind, Some(name.clone()))).collect())
 }
 
+/// The names of the objects that a command is about: those named, or with `all` or a selector those that are there.
+pub async fn chosen<'a>(
+    api: &Api,
+    resources: &'a Resources,
+    words: &[String],
+    all: bool,
+    selector: Option<&str>,
+) -> anyhow::Result<Vec<(&'a Resource, String)>> {
+    let mut chosen = Vec::new();
+    for (resource, name) in targets(resources, words)? {
+        match name {
+            Some(name) => chosen.push((resource, name)),
+            None if all || selector.is_some() => {
+                let selector = selector.map(|text| ("labelSelector", text));
+                let list = api.get(&with_query(&resource.path(Some(&api.namespace)), selector)).await?;
+                let items = list["items"].as_array().into_iter().flatten();
+                chosen.extend(items.map(|item| (resource, name_of(item).to_owned())));
+            }
+            None => bail!("name the objects, or say --all or --selector"),
+        }
+    }
+    Ok(chosen)
+}
+
+/// Whether a condition of an object holds.
+pub fn is_true(object: &Value, condition: &str) -> bool {
+    let conditions = object["status"]["conditions"].as_array();
+    conditions.into_iter().flatten().any(|one| one["type"] == condition && one["status"] == "True")
+}
+
 /// The name of an object.
 pub fn name_of(object: &Value) -> &str {
     object["metadata"]["name"].as_str().unwrap_or_default()

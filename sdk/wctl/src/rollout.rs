@@ -7,9 +7,9 @@ use futures::{AsyncBufReadExt as _, TryStreamExt as _};
 use http::Request;
 use serde_json::Value;
 
-use crate::api::{Api, refused};
+use crate::api::{Api, is_missing};
 use crate::output;
-use crate::resource::Resource;
+use crate::resource::{Resource, is_true};
 use crate::uri::{self, with_query};
 
 /// How far an object is.
@@ -77,8 +77,7 @@ fn pod(object: &Value) -> Progress {
         }
         _ => {}
     }
-    let conditions = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
-    if conditions.iter().any(|c| c["type"] == "Ready" && c["status"] == "True") {
+    if is_true(object, "Ready") {
         return Progress::Done("is ready".to_owned());
     }
     Progress::Going(trouble(object).unwrap_or_else(|| "is not ready".to_owned()))
@@ -250,7 +249,7 @@ pub async fn gone(
     let done = tokio::time::timeout(timeout, wait).await;
     bar.finish_and_clear();
     match done {
-        Ok(Err(error)) if refused(&error).is_some_and(|r| r.code == 404) => Ok(()),
+        Ok(Err(error)) if is_missing(&error) => Ok(()),
         Ok(done) => done,
         Err(_) => bail!("{label} was not gone after {} s; finalizers may keep it", timeout.as_secs()),
     }

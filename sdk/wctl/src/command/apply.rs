@@ -1,44 +1,35 @@
 //! `wctl apply`: server-side apply of every object in files.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use http::Method;
 use serde_json::Value;
 
 use crate::api::{Api, refused};
+use crate::apply::Apply;
 use crate::command::duration;
-use crate::manifest::{self, Manifest};
-use crate::resource::{Resource, Resources, name_of};
-use crate::uri::with_query;
+use crate::manifest;
+use crate::resource::{Resources, name_of};
 use crate::{Global, output, rollout};
 
 #[derive(clap::Args)]
 pub struct Options {
-    /// File, folder, or `-` for standard input; may be repeated
-    #[arg(short, long = "filename", required = true, value_name = "FILE")]
-    filenames: Vec<PathBuf>,
+    #[command(flatten)]
+    apply: Apply,
     /// Wait until what was applied is available
     #[arg(long)]
     wait: bool,
     /// How long to wait
     #[arg(long, default_value = "5m", value_parser = duration)]
     timeout: Duration,
-    /// Take over fields that others own
-    #[arg(long)]
-    force_conflicts: bool,
     /// Let the cluster check everything and change nothing
     #[arg(long)]
     dry_run: bool,
-    /// The name under which fields are owned
-    #[arg(long, default_value = "wctl")]
-    field_manager: String,
 }
 
 pub async fn run(options: Options, global: &Global) -> anyhow::Result<()> {
     // Everything is read before anything is changed.
-    let mut manifests = manifest::read(&options.filenames)?;
+    let mut manifests = manifest::read(&options.apply.filenames)?;
     let api = Api::connect(global).await?;
     let resources = Resources::discover(&api).await?;
     for manifest in &manifests {
@@ -53,8 +44,9 @@ pub async fn run(options: Options, global: &Global) -> anyhow::Result<()> {
         let resource = resources.of(manifest.api_version(), manifest.kind())?;
         let namespace =
             manifest.object["metadata"]["namespace"].as_str().unwrap_or(&api.namespace).to_owned();
-        match apply(&api, resource, &namespace, manifest, &options).await {
-            Ok(outcome) => {
+        match options.apply.send(&api, resource, &namespace, manifest, options.dry_run).await {
+            Ok((before, after)) => {
+                let outcome = outcome(before, after);
                 let note = if options.dry_run { " (dry run)" } else { "" };
                 output::line(&format!("{}/{} {outcome}{note}", resource.name(), name_of(&manifest.object)));
                 applied.push((resource, namespace, name_of(&manifest.object)));
@@ -80,30 +72,13 @@ pub async fn run(options: Options, global: &Global) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn apply(
-    api: &Api,
-    resource: &Resource,
-    namespace: &str,
-    manifest: &Manifest,
-    options: &Options,
-) -> anyhow::Result<&'static str> {
-    let object = resource.object(namespace, name_of(&manifest.object));
-    let before = match api.get(&object).await {
-        Ok(object) => Some(object),
-        Err(error) if refused(&error).is_some_and(|refusal| refusal.code == 404) => None,
-        Err(error) => return Err(error),
-    };
-    let manager = [("fieldManager", options.field_manager.as_str()), ("fieldValidation", "Strict")];
-    let force = options.force_conflicts.then_some(("force", "true"));
-    let dry_run = options.dry_run.then_some(("dryRun", "All"));
-    let path = with_query(&object, manager.into_iter().chain(force).chain(dry_run));
-    let headers = [("content-type", "application/apply-patch+yaml")];
-    let after = api.call(Method::PATCH, &path, &headers, serde_json::to_vec(&manifest.object)?).await?;
-    Ok(match before.map(asked) {
+/// What an apply did.
+fn outcome(before: Option<Value>, after: Value) -> &'static str {
+    match before.map(asked) {
         None => "created",
         Some(before) if before == asked(after) => "unchanged",
         Some(_) => "configured",
-    })
+    }
 }
 
 /// An object without what changes by itself.

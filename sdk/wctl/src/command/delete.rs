@@ -7,10 +7,9 @@ use anyhow::bail;
 use http::Method;
 use serde_json::json;
 
-use crate::api::{Api, refused};
+use crate::api::{Api, is_missing};
 use crate::command::duration;
-use crate::resource::{Resource, Resources, name_of, targets};
-use crate::uri::with_query;
+use crate::resource::{Resource, Resources, chosen, name_of};
 use crate::{Global, manifest, output, rollout};
 
 #[derive(clap::Args)]
@@ -46,19 +45,9 @@ pub async fn run(options: Options, global: &Global) -> anyhow::Result<()> {
     let resources = Resources::discover(&api).await?;
     let mut doomed: Vec<(&Resource, String, String)> = Vec::new();
     if options.filenames.is_empty() {
-        for (resource, name) in targets(&resources, &options.what)? {
-            match name {
-                Some(name) => doomed.push((resource, api.namespace.clone(), name)),
-                None if options.all || options.selector.is_some() => {
-                    let selector = options.selector.as_deref().map(|text| ("labelSelector", text));
-                    let list = api.get(&with_query(&resource.path(Some(&api.namespace)), selector)).await?;
-                    let names =
-                        list["items"].as_array().into_iter().flatten().map(|item| name_of(item).to_owned());
-                    doomed.extend(names.map(|name| (resource, api.namespace.clone(), name)));
-                }
-                None => bail!("name the objects, or say --all or --selector"),
-            }
-        }
+        let selector = options.selector.as_deref();
+        let chosen = chosen(&api, &resources, &options.what, options.all, selector).await?;
+        doomed.extend(chosen.into_iter().map(|(resource, name)| (resource, api.namespace.clone(), name)));
     } else {
         let manifests = manifest::read(&options.filenames)?;
         // The last applied goes first, so that a namespace outlives what is in it.
@@ -82,7 +71,7 @@ pub async fn run(options: Options, global: &Global) -> anyhow::Result<()> {
                 output::line(&format!("{}/{name} deleted", resource.name()));
                 gone.push((resource, namespace, name));
             }
-            Err(error) if refused(&error).is_some_and(|r| r.code == 404) => {
+            Err(error) if is_missing(&error) => {
                 if !options.ignore_not_found {
                     missing += 1;
                     eprintln!("error: {error}");

@@ -1,29 +1,20 @@
 //! `wctl diff`: what an apply would change.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use http::Method;
 use serde_json::Value;
 use similar::TextDiff;
 
-use crate::api::{Api, refused};
+use crate::api::Api;
+use crate::apply::Apply;
 use crate::resource::{Resources, name_of};
-use crate::uri::with_query;
 use crate::{Global, manifest, output};
 
 #[derive(clap::Args)]
 pub struct Options {
-    /// File, folder, or `-` for standard input; may be repeated
-    #[arg(short, long = "filename", required = true, value_name = "FILE")]
-    filenames: Vec<PathBuf>,
-    /// Take over fields that others own
-    #[arg(long)]
-    force_conflicts: bool,
-    /// The name under which fields are owned
-    #[arg(long, default_value = "wctl")]
-    field_manager: String,
+    #[command(flatten)]
+    apply: Apply,
 }
 
 /// Prints a unified diff. Exits with 0 if nothing would change and with 1 if something would, as `diff` does; with 2 if
@@ -40,7 +31,7 @@ pub async fn run(options: Options, global: &Global) -> ExitCode {
 }
 
 async fn differences(options: &Options, global: &Global) -> anyhow::Result<bool> {
-    let manifests = manifest::read(&options.filenames)?;
+    let manifests = manifest::read(&options.apply.filenames)?;
     let api = Api::connect(global).await?;
     let resources = Resources::discover(&api).await?;
     let mut differ = false;
@@ -49,24 +40,8 @@ async fn differences(options: &Options, global: &Global) -> anyhow::Result<bool>
         let resource = resources.of(manifest.api_version(), manifest.kind()).with_context(place)?;
         let namespace = manifest.object["metadata"]["namespace"].as_str().unwrap_or(&api.namespace);
         let name = name_of(&manifest.object);
-        let path = resource.object(namespace, name);
-        let before = match api.get(&path).await {
-            Ok(object) => Some(object),
-            Err(error) if refused(&error).is_some_and(|refusal| refusal.code == 404) => None,
-            Err(error) => return Err(error).with_context(place),
-        };
-        let asked = [
-            ("fieldManager", options.field_manager.as_str()),
-            ("fieldValidation", "Strict"),
-            ("dryRun", "All"),
-        ];
-        let force = options.force_conflicts.then_some(("force", "true"));
-        let headers = [("content-type", "application/apply-patch+yaml")];
-        let body = serde_json::to_vec(&manifest.object)?;
-        let after = api
-            .call(Method::PATCH, &with_query(&path, asked.into_iter().chain(force)), &headers, body)
-            .await
-            .with_context(place)?;
+        let (before, after) =
+            options.apply.send(&api, resource, namespace, manifest, true).await.with_context(place)?;
         let label = format!("{}/{name}", resource.name());
         let (before, after) = (before.map(text).transpose()?.unwrap_or_default(), text(after)?);
         if let Some(diff) = unified(&label, &before, &after) {

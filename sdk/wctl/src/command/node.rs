@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use crate::api::{Api, refused};
 use crate::command::duration;
-use crate::resource::{Resource, Resources, name_of};
+use crate::resource::{Resource, Resources, is_true, name_of};
 use crate::uri::{segment, with_query};
 use crate::{Global, output, rollout};
 
@@ -94,7 +94,7 @@ pub async fn run(options: Options, global: &Global) -> anyhow::Result<()> {
         bail!("{} runs the cluster's control plane; `wctl down` ends all of it", wharf_local::node_name(1));
     }
     for node in &options.named.nodes {
-        if is_ready(&api.get(&path(node)).await?) {
+        if is_true(&api.get(&path(node)).await?, "Ready") {
             empty(&api, node, &options.how).await?;
         } else {
             // Nobody there would confirm that a pod ended; the cluster deletes what is left of a node that is gone.
@@ -117,11 +117,6 @@ fn local(api: &Api, global: &Global) -> Option<wharf_local::Cluster> {
 
 fn path(node: &str) -> String {
     format!("/api/v1/nodes/{}", segment(node))
-}
-
-fn is_ready(node: &Value) -> bool {
-    let conditions = node["status"]["conditions"].as_array();
-    conditions.into_iter().flatten().any(|one| one["type"] == "Ready" && one["status"] == "True")
 }
 
 async fn mark(api: &Api, node: &str, unschedulable: bool) -> anyhow::Result<()> {

@@ -8,7 +8,7 @@ use serde_json::Value;
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::api::Api;
-use crate::resource::{Resources, name_of};
+use crate::resource::{Resources, is_true, name_of};
 use crate::uri;
 use crate::{Global, output};
 
@@ -101,10 +101,7 @@ pub async fn pod_of(api: &Api, resources: &Resources, what: &str) -> anyhow::Res
     let list = api.pods(&api.namespace, &uri::selector(labels)).await?;
     let mut pods: Vec<&Value> = list["items"].as_array().into_iter().flatten().collect();
     pods.retain(|pod| pod["metadata"]["deletionTimestamp"].is_null());
-    pods.sort_by_key(|pod| {
-        let conditions = pod["status"]["conditions"].as_array();
-        !conditions.into_iter().flatten().any(|c| c["type"] == "Ready" && c["status"] == "True")
-    });
+    pods.sort_by_key(|pod| !is_true(pod, "Ready"));
     pods.first().map(|pod| name_of(pod).to_owned()).with_context(|| format!("{what} has no pods now"))
 }
 

@@ -1,9 +1,7 @@
 //! `wctl status`.
 
-use serde_json::Value;
-
 use crate::api::Api;
-use crate::resource::name_of;
+use crate::resource::{is_true, name_of};
 use crate::{Global, output};
 
 #[derive(clap::Args)]
@@ -48,9 +46,4 @@ pub async fn run(_: Options, global: &Global) -> anyhow::Result<()> {
         output::line(&format!("{waiting} pods wait for a node"));
     }
     Ok(())
-}
-
-fn is_true(object: &Value, condition: &str) -> bool {
-    let conditions = object["status"]["conditions"].as_array();
-    conditions.into_iter().flatten().any(|c| c["type"] == condition && c["status"] == "True")
 }

@@ -8,10 +8,9 @@ use futures::stream::{FuturesUnordered, StreamExt as _};
 use serde_json::Value;
 use serde_json_path::JsonPath;
 
-use crate::api::{Api, refused};
+use crate::api::Api;
 use crate::command::duration;
-use crate::resource::{Resource, Resources, name_of, targets};
-use crate::uri::with_query;
+use crate::resource::{Resource, Resources, chosen};
 use crate::{Global, output, rollout};
 
 #[derive(clap::Args)]
@@ -113,19 +112,7 @@ impl Wanted {
 pub async fn run(options: Options, global: &Global) -> anyhow::Result<()> {
     let api = Api::connect(global).await?;
     let resources = Resources::discover(&api).await?;
-    let mut chosen: Vec<(&Resource, String)> = Vec::new();
-    for (resource, name) in targets(&resources, &options.what)? {
-        match name {
-            Some(name) => chosen.push((resource, name)),
-            None if options.all || options.selector.is_some() => {
-                let selector = options.selector.as_deref().map(|text| ("labelSelector", text));
-                let list = api.get(&with_query(&resource.path(Some(&api.namespace)), selector)).await?;
-                let items = list["items"].as_array().into_iter().flatten();
-                chosen.extend(items.map(|item| (resource, name_of(item).to_owned())));
-            }
-            None => bail!("name the objects, or say --all or --selector"),
-        }
-    }
+    let chosen = chosen(&api, &resources, &options.what, options.all, options.selector.as_deref()).await?;
     if chosen.is_empty() {
         match options.wanted {
             Wanted::Delete => return Ok(()),
@@ -156,10 +143,8 @@ async fn wait(api: &Api, resource: &Resource, name: &str, options: &Options) -> 
             return Ok(format!("{label} is gone"));
         }
         Wanted::Create => {}
-        _ => match api.get(&resource.object(&api.namespace, name)).await {
-            Err(error) if refused(&error).is_some_and(|refusal| refusal.code == 404) => return Err(error),
-            got => drop(got?),
-        },
+        // What is not there is an error at once rather than waited for.
+        _ => drop(api.get(&resource.object(&api.namespace, name)).await?),
     }
     let bar = output::spinner(format!("{label} …"));
     let path = resource.list_of(&api.namespace, name);

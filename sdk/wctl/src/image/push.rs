@@ -6,7 +6,7 @@ use kube::client::Body;
 use tokio::io::AsyncReadExt as _;
 
 use super::{Blob, Content, Image, Name};
-use crate::api::{Api, refused};
+use crate::api::{Api, is_missing};
 
 /// Pushes an image. What the registry has already is not sent again.
 pub async fn push(api: &Api, image: &Image, name: &Name, mut tell: impl FnMut(&str)) -> anyhow::Result<()> {
@@ -34,7 +34,7 @@ pub async fn push(api: &Api, image: &Image, name: &Name, mut tell: impl FnMut(&s
 async fn push_blob(api: &Api, base: &str, blob: &Blob) -> anyhow::Result<()> {
     match api.send(Method::HEAD, &format!("{base}/blobs/{}", blob.digest), &[], Body::empty()).await {
         Ok(_) => return Ok(()),
-        Err(error) if refused(&error).is_some_and(|refusal| refusal.code == 404) => {}
+        Err(error) if is_missing(&error) => {}
         Err(error) => return Err(error),
     }
     let (started, _) = api.send(Method::POST, &format!("{base}/blobs/uploads/"), &[], Body::empty()).await?;
