@@ -142,10 +142,7 @@ fn yaml_response(code: u16, value: &impl serde::Serialize) -> Result<Response<Bo
 /// An object that is not stored, as JSON or YAML.
 pub fn value(form: Form, code: u16, value: &Value) -> Result<Response<Body>> {
     match form {
-        Form::Yaml => {
-            let text = serde_yaml::to_string(value).map_err(Status::internal)?;
-            Ok(typed_response(code, "application/yaml", text))
-        }
+        Form::Yaml => yaml_response(code, value),
         _ => Ok(json_response(code, value.to_string())),
     }
 }

@@ -412,13 +412,19 @@ impl Inner {
                     .ok_or_else(Status::no_route)?,
             ),
         };
-        call.see_others_writes(verb).await?;
         match subresource {
-            Some(Subresource::Log) if verb == Verb::Get => return call.log().await,
+            Some(Subresource::Log) if verb == Verb::Get => {
+                call.see_others_writes(verb).await?;
+                return call.log().await;
+            }
             Some(what) if what.connects() && matches!(verb, Verb::Get | Verb::Create) => {
+                call.see_others_writes(verb).await?;
                 return call.connect(what, Request::from_parts(parts, body)).await;
             }
-            None if verb == Verb::Watch => return call.watch().await,
+            None if verb == Verb::Watch => {
+                call.see_others_writes(verb).await?;
+                return call.watch().await;
+            }
             _ => {}
         }
         let _permit = match call.user.in_group(MASTERS) {
@@ -426,6 +432,7 @@ impl Inner {
             false => Some(self.in_flight.try_acquire().map_err(|_| Status::too_many_requests())?),
         };
         let work = async {
+            call.see_others_writes(verb).await?;
             let body = read_body(body).await?;
             let response = call.run(verb, subresource, body).await?;
             Ok(call.warn(response))

@@ -16,11 +16,20 @@ const GROUP: &str = "authentication.k8s.io";
 /// The bounds of a token's life, in seconds; Kubernetes' values.
 const SECONDS_MIN: i64 = 10 * 60;
 const SECONDS_MAX: i64 = 1 << 32;
-/// Who asks for a pod's token with this life is the `kube-api-access` volume that admission puts in. Its holder may
-/// be a client that never reads the file again: the token works for a year, and tells after this that it should
-/// have been renewed. Kubernetes' values.
-pub const RENEWABLE_SECONDS: i64 = 3607;
+/// Kubernetes' `kube-api-access` volume asks for a pod's token with this life (ours is written by hand until the
+/// ServiceAccount admission plugin puts it in). Its holder may be a client that never reads the file again: the token
+/// works for a year, and tells after this that it should have been renewed. Kubernetes' values.
+const RENEWABLE_SECONDS: i64 = 3607;
 const EXTENDED_SECONDS: i64 = 365 * 24 * 3600;
+
+/// What is wrong with a token's life of so many seconds.
+pub fn life_problem(seconds: i64) -> Option<&'static str> {
+    match seconds {
+        ..SECONDS_MIN => Some("may not specify a duration less than 10 minutes"),
+        SECONDS_MIN..=SECONDS_MAX => None,
+        _ => Some("may not specify a duration larger than 2^32 seconds"),
+    }
+}
 
 /// What a token shall be bound to besides its account.
 #[derive(Default)]
@@ -49,23 +58,21 @@ impl Call {
         let tokens = &self.server.tokens;
         let spec = child(&mut request, "spec");
         spec.entry("expirationSeconds").or_insert_with(|| json!(3600));
-        if spec.get("audiences").and_then(Value::as_array).is_none_or(Vec::is_empty) {
-            spec.insert("audiences".to_owned(), json!(tokens.audiences));
-        }
         metadata(&mut request).insert("name".to_owned(), json!(name));
         metadata(&mut request).insert("namespace".to_owned(), json!(namespace));
         metadata(&mut request).insert("creationTimestamp".to_owned(), json!(object::now()));
         map(&mut request).remove("status");
         let seconds = number(&request, "/spec/expirationSeconds").unwrap_or_default();
-        if let Some(why) = match seconds {
-            ..SECONDS_MIN => Some("may not specify a duration less than 10 minutes"),
-            SECONDS_MIN..=SECONDS_MAX => None,
-            _ => Some("may not specify a duration larger than 2^32 seconds"),
-        } {
+        if let Some(why) = life_problem(seconds) {
             let error = FieldError::invalid("spec.expirationSeconds", seconds, why);
             return Err(Status::invalid(GROUP, "TokenRequest", "", vec![error]));
         }
         self.admit(admission::Operation::Create, Some(Subresource::Token), &name, &mut request, None)?;
+        // Admission sees what was asked for.
+        let spec = child(&mut request, "spec");
+        if spec.get("audiences").and_then(Value::as_array).is_none_or(Vec::is_empty) {
+            spec.insert("audiences".to_owned(), json!(tokens.audiences));
+        }
         let bound = self.bound(&request, &namespace, &name)?;
         let audiences: Vec<String> = list(&request, "/spec/audiences")
             .iter()

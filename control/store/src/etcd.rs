@@ -88,23 +88,32 @@ impl Etcd {
     /// One answer of etcd: a page of what is wanted, with the state of the store at the same moment.
     async fn page(&self, wanted: &Wanted, at: Option<Revision>) -> Result<(Meta, Page), Error> {
         const ACTION: &str = "read a range";
-        let mut options = GetOptions::new().with_range(wanted.end.clone());
-        options = options.with_limit(i64::try_from(wanted.limit).unwrap_or(i64::MAX));
-        if let Some(at) = at {
-            // What lies before the beginning was never there, and is refused below.
-            options = options.with_revision(self.origin.theirs(at).max(self.origin.at));
-        }
-        let mut asked = self.layout.meta();
-        asked.push(TxnOp::get(wanted.start.clone(), Some(options)));
-        let found = match self.members.txn(Repeat::Freely, Txn::new().and_then(asked)).await {
-            Ok(found) => found,
-            // Of the two, etcd answers nothing then; who asks is told which it was.
-            Err(Failure::Compacted | Failure::Future) if at.is_some() => {
-                let (meta, at) = (self.meta().await?, at.unwrap_or_default());
-                meta.check(at)?;
-                return Err(Error::Compacted { asked: at, oldest: Revision(at.0 + 1) });
+        // What lies before the beginning was never there, and is refused below.
+        let mut theirs = at.map(|at| self.origin.theirs(at).max(self.origin.at));
+        let found = loop {
+            let mut options = GetOptions::new().with_range(wanted.end.clone());
+            options = options.with_limit(i64::try_from(wanted.limit).unwrap_or(i64::MAX));
+            if let Some(theirs) = theirs {
+                options = options.with_revision(theirs);
             }
-            Err(failure) => return Err(failure.on(ACTION)),
+            let mut asked = self.layout.meta();
+            asked.push(TxnOp::get(wanted.start.clone(), Some(options)));
+            match self.members.txn(Repeat::Freely, Txn::new().and_then(asked)).await {
+                Ok(found) => break found,
+                // Of the two, etcd answers nothing then; who asks is told which it was.
+                Err(Failure::Compacted | Failure::Future) if at.is_some() => {
+                    let (meta, at) = (self.meta().await?, at.unwrap_or_default());
+                    meta.check(at)?;
+                    // Nothing of ours came after `at`, and etcd was compacted further for others' sake: what is
+                    // there now is what was there then.
+                    if at == meta.newest && theirs < Some(meta.now) {
+                        theirs = Some(meta.now);
+                        continue;
+                    }
+                    return Err(Error::Compacted { asked: at, oldest: Revision(at.0 + 1) });
+                }
+                Err(failure) => return Err(failure.on(ACTION)),
+            }
         };
         let answers = found.op_responses();
         let meta = Meta::of(&found, &answers, self.origin).map_err(|why| why.on(ACTION))?;

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::{Operation, Request, World};
 use crate::kinds::Subresource;
-use crate::object::{entries, text};
+use crate::object::{entries, list, text};
 use crate::status::{Result, Status};
 
 /// Labels under these prefixes are the administrator's to set.
@@ -91,8 +91,21 @@ fn token_binding(request: &Request<'_>, world: &World<'_>, node: &str) -> Option
             "the UID in the bound object reference ({uid}) does not match the UID in record. The object might have been deleted and then recreated"
         ));
     }
-    (text(&pod, "/spec/nodeName") != node)
-        .then(|| "node requested token bound to a pod scheduled on a different node".to_owned())
+    if text(&pod, "/spec/nodeName") != node {
+        return Some("node requested token bound to a pod scheduled on a different node".to_owned());
+    }
+    // What the pod's own volumes ask for, and no other: a node cannot be its pods elsewhere (KEP-4412).
+    let audience = match list(&*request.object, "/spec/audiences") {
+        [] => "",
+        [one] => one.as_str().unwrap_or_default(),
+        _ => return Some("node may only request 0 or 1 audiences".to_owned()),
+    };
+    let named = list(&pod, "/spec/volumes")
+        .iter()
+        .flat_map(|volume| list(volume, "/projected/sources"))
+        .filter_map(|source| source.get("serviceAccountToken"))
+        .any(|source| text(source, "/audience") == audience);
+    (!named).then(|| format!("node is not authorized to request tokens for audience {audience:?}"))
 }
 
 /// Restricted labels that differ between the two.

@@ -16,7 +16,7 @@ fn is_new_pod(request: &Request<'_>) -> bool {
         && request.kind.plural == "pods"
 }
 
-/// Names the service account; it gets no token volume until tokens are issued.
+/// Names the service account. It puts no token volume in yet: a pod that wants one writes a projected volume.
 pub fn service_account(request: &mut Request<'_>, _world: &World<'_>) -> Result<()> {
     if is_new_pod(request) {
         let spec = child(request.object, "spec");

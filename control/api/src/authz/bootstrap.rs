@@ -271,8 +271,8 @@ pub fn rbac() -> Vec<Bootstrap> {
                 rule(&["authorization.k8s.io"], &["subjectaccessreviews"], &["create"]),
             ],
         ),
-        // In Kubernetes each controller has a service account; here they are one user until service accounts have
-        // tokens. Garbage collection and namespace deletion touch every kind.
+        // In Kubernetes each controller has a service account; here they are one user. Garbage collection and
+        // namespace deletion touch every kind.
         role(
             "system:kube-controller-manager",
             vec![

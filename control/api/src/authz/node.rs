@@ -17,7 +17,7 @@ pub struct NodeAuthorizer {
 const LEASES: &str = "kube-node-lease";
 
 impl NodeAuthorizer {
-    /// Whether a pod bound to `node` refers to this Secret or ConfigMap.
+    /// Whether a pod bound to `node` refers to this Secret or ConfigMap, or runs as this ServiceAccount.
     fn refers(&self, node: &str, namespace: &str, what: &str, name: &str) -> bool {
         let prefix = format!("core/pods/{namespace}/");
         let Some(snapshot) = futures::FutureExt::now_or_never(self.storage.snapshot(&prefix, None)) else {
@@ -30,21 +30,10 @@ impl NodeAuthorizer {
             .iter()
             .filter(|pod| bound_to(pod, node) && contains(&pod.value, mention.as_bytes()))
             .filter_map(|pod| serde_json::from_slice::<Value>(&pod.value).ok())
-            .any(|pod| references(&pod, what).any(|reference| reference == name))
-    }
-
-    /// Whether a pod bound to `node` runs as this service account.
-    fn runs_as(&self, node: &str, namespace: &str, account: &str) -> bool {
-        let prefix = format!("core/pods/{namespace}/");
-        let Some(Ok(snapshot)) = futures::FutureExt::now_or_never(self.storage.snapshot(&prefix, None))
-        else {
-            return false; // a snapshot of the present never waits
-        };
-        snapshot
-            .iter()
-            .filter(|pod| bound_to(pod, node))
-            .filter_map(|pod| serde_json::from_slice::<Value>(&pod.value).ok())
-            .any(|pod| text(&pod, "/spec/serviceAccountName") == account)
+            .any(|pod| match what {
+                "serviceaccounts" => text(&pod, "/spec/serviceAccountName") == name,
+                _ => references(&pod, what).any(|reference| reference == name),
+            })
     }
 
     fn pod_is_bound(&self, node: &str, namespace: &str, name: &str) -> bool {
@@ -112,7 +101,7 @@ impl Authorizer for NodeAuthorizer {
             }
             ("", "pods", "eviction", "create") => self.pod_is_bound(node, namespace, name),
             // For which of its pods is NodeRestriction's to say.
-            ("", "serviceaccounts", "token", "create") => self.runs_as(node, namespace, name),
+            ("", "serviceaccounts", "token", "create") => self.refers(node, namespace, resource, name),
             ("", "secrets" | "configmaps", "", "get") => self.refers(node, namespace, resource, name),
             // A single object may be followed too; without its name in the selector it would be all of them.
             ("", "secrets" | "configmaps", "", "list" | "watch") => {

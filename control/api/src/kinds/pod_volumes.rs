@@ -99,15 +99,9 @@ fn projection(source: &Value, at: &str, errors: &mut Errors) {
         }
         "downwardAPI" => field_items(value, &at, errors),
         "serviceAccountToken" => {
-            let seconds = number(value, "/expirationSeconds").unwrap_or(LEAST_SECONDS);
-            let problem = if seconds < LEAST_SECONDS {
-                Some("may not specify a duration less than 10 minutes")
-            } else if seconds > MOST_SECONDS {
-                Some("may not specify a duration larger than 2^32 seconds")
-            } else {
-                None
-            };
-            if let Some(problem) = problem {
+            if let Some(seconds) = number(value, "/expirationSeconds")
+                && let Some(problem) = crate::tokens::life_problem(seconds)
+            {
                 errors.push(FieldError::invalid(format!("{at}.expirationSeconds"), seconds, problem));
             }
             path(value, &at, errors);
@@ -115,10 +109,6 @@ fn projection(source: &Value, at: &str, errors: &mut Errors) {
         _ => {}
     }
 }
-
-/// Kubernetes' bounds for `expirationSeconds` of a token.
-const LEAST_SECONDS: i64 = 600;
-const MOST_SECONDS: i64 = 1 << 32;
 
 fn key_items(value: &Value, at: &str, errors: &mut Errors) {
     for (n, item) in list(value, "/items").iter().enumerate() {

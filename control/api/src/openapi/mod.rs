@@ -13,7 +13,6 @@ use bytes::Bytes;
 use flate2::{Compression, write::GzEncoder};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header};
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
 use crate::Body;
 use crate::kinds::{Kind, Kinds};
@@ -61,8 +60,8 @@ impl Document {
         let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
         let gzip = encoder.write_all(&plain).and_then(|()| encoder.finish());
         let gzip = gzip.expect("writing to memory does not fail").into();
-        let digest = Sha256::digest(&plain);
-        let hash = digest.iter().map(|byte| format!("{byte:02X}")).collect();
+        let digest = ring::digest::digest(&ring::digest::SHA256, &plain);
+        let hash = digest.as_ref().iter().map(|byte| format!("{byte:02X}")).collect();
         Self { type_, plain: plain.into(), gzip, hash }
     }
 

@@ -12,6 +12,7 @@ const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
 fn pod(name: &str, account: &str, node: &str) -> Value {
     json!({"metadata": {"name": name}, "spec": {
         "serviceAccountName": account, "nodeName": node, "terminationGracePeriodSeconds": 0,
+        "volumes": [{"name": "t", "projected": {"sources": [{"serviceAccountToken": {"path": "t"}}]}}],
         "containers": [{"name": "c", "image": "i"}]}})
 }
 
@@ -221,6 +222,16 @@ async fn a_node_gets_tokens_of_its_own_pods_alone() {
     };
     let pod = |name: &str, uid: &Value| json!({"kind": "Pod", "apiVersion": "v1", "name": name, "uid": uid});
     assert_eq!(ask("robot", pod("mine", &mine)).await.0, 201);
+    for (audiences, why) in [
+        (json!(["vault"]), "node is not authorized to request tokens for audience"),
+        (json!(["vault", "cloud"]), "node may only request 0 or 1 audiences"),
+    ] {
+        let path = format!("{DEFAULT}/serviceaccounts/robot/token");
+        let spec = json!({"boundObjectRef": pod("mine", &mine), "audiences": audiences});
+        let (code, answer) = call(&node, "POST", &path, json!({"spec": spec})).await;
+        assert_eq!(code, 403, "no volume of the pod names {audiences}: {answer}");
+        assert!(answer["message"].as_str().unwrap_or_default().contains(why), "{answer}");
+    }
     for (account, bound, why) in [
         ("robot", pod("theirs", &also), "node requested token bound to a pod scheduled on a different node"),
         ("robot", pod("mine", &json!("")), "node requested token with a pod binding without a uid"),

@@ -75,6 +75,8 @@ async fn stores_with_other_prefixes_and_others_keys_do_not_disturb() {
     // Etcd has forgotten all that was before; of `one` that is nothing.
     assert_eq!(one.revision().await.expect("revision"), first, "the other's writes do not count");
     let mut events = one.watch("", first).await.expect("the present is never compacted");
+    let page = one.range("", Bound::Unbounded, 0, Some(first)).await.expect("the present is never compacted");
+    assert_eq!((page.entries.len(), page.revision), (1, first));
     let second = one.write(Write::update("a".into(), first, text("2"))).await.expect("write");
     let event = events.next().await.expect("an event").expect("event");
     assert_eq!((event.revision, event.previous), (second, Some((first, text("1")))));
