@@ -127,32 +127,35 @@ impl Shim {
         let command = args.join(" ");
         let mut process = self.exec(id, args, Stdio::Pipes([None, Some(out), Some(err)])).await?;
         let (mut stdout, mut stderr) = (Kept::new(stdout), Kept::new(stderr));
-        let run = async {
+        let code = {
             let reading = async { tokio::join!(stdout.read(), stderr.read()) };
             tokio::pin!(reading);
             let mut read = false;
-            let code = loop {
-                tokio::select! {
-                    code = process.wait() => break code?,
-                    _ = &mut reading, if !read => read = true,
+            let ended = async {
+                loop {
+                    tokio::select! {
+                        code = process.wait() => break code,
+                        _ = &mut reading, if !read => read = true,
+                    }
                 }
             };
+            // The limit is the command's: what it left behind has its own.
+            let code = match limit {
+                None => ended.await,
+                Some(limit) => match tokio::time::timeout(limit, ended).await {
+                    Ok(code) => code,
+                    Err(_) => {
+                        process.kill();
+                        let _ = tokio::time::timeout(DRAIN, process.wait()).await;
+                        return Err(Error::Timeout { command, seconds: limit.as_secs() });
+                    }
+                },
+            }?;
             if !read {
                 let _ = tokio::time::timeout(DRAIN, reading).await;
             }
-            Ok::<_, Error>(code)
+            code
         };
-        let code = match limit {
-            None => run.await,
-            Some(limit) => match tokio::time::timeout(limit, run).await {
-                Ok(code) => code,
-                Err(_) => {
-                    process.kill();
-                    let _ = tokio::time::timeout(DRAIN, process.wait()).await;
-                    return Err(Error::Timeout { command, seconds: limit.as_secs() });
-                }
-            },
-        }?;
         Ok(Output { code, stdout: stdout.bytes, stderr: stderr.bytes })
     }
 }

@@ -219,6 +219,24 @@ async fn who_attaches_gets_the_output_and_the_input_and_who_is_slow_is_let_go() 
 }
 
 #[tokio::test]
+async fn who_attached_and_left_takes_nobodys_place() {
+    let bed = Bed::new();
+    let (oci, events) = bed.start().await;
+    bed.run(&oci, bed.spec("c", &["wait"]), "ready").await;
+    for _ in 0..20 {
+        oci.attach("c", true, [None, None]).await.unwrap();
+        let (read, write) = pipe();
+        oci.attach("c", false, [Some(write), None]).await.unwrap();
+        drop(read);
+    }
+    oci.signal("c", 9).await.unwrap();
+    oci.wait("c").await.unwrap();
+    oci.remove("c").await.unwrap();
+    drop((oci, events));
+    bed.nothing_is_left().await;
+}
+
+#[tokio::test]
 async fn a_terminal_of_a_container_is_had_by_attaching() {
     let bed = Bed::new();
     let (oci, events) = bed.start().await;

@@ -1,6 +1,6 @@
 //! Joins a client's streams to those of a process.
 
-use std::io;
+use std::io::{self, IsTerminal as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -85,13 +85,14 @@ pub async fn attach(shim: Arc<Shim>, id: String, wants: Wants, session: Session)
         let (out, from_stdout) = output(wants.stdout).map_err(no_pipe)?;
         let (err, from_stderr) = output(wants.stderr && !wants.tty).map_err(no_pipe)?;
         let input = shim.attach(&id, wants.stdin || wants.tty, [out, err]).await?;
-        let (to_stdin, size) = match (input, wants.tty) {
-            (None, _) => (None, None),
-            (Some(fd), false) => (Some(pipe::Sender::from_owned_fd(fd).map_err(no_pipe)?), None),
-            (Some(fd), true) => {
+        // By what it is, not by what the client takes it for: a pipe is made non-blocking, a terminal is so already.
+        let (to_stdin, size) = match input {
+            None => (None, None),
+            Some(fd) if fd.is_terminal() => {
                 let size = fd.try_clone().map_err(no_pipe)?;
                 (Some(pipe::Sender::from_owned_fd_unchecked(fd).map_err(no_pipe)?), Some(size))
             }
+            Some(fd) => (Some(pipe::Sender::from_owned_fd(fd).map_err(no_pipe)?), None),
         };
         let never = CancellationToken::new();
         let outputs = async {

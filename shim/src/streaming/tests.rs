@@ -377,21 +377,33 @@ async fn hostile_frames_end_their_own_connection_alone() {
 }
 
 #[tokio::test]
-async fn streams_beyond_the_bound_are_refused_and_cost_nothing() {
+async fn halves_without_another_cost_nothing() {
     let server = Server::start().await;
     let mut client = server.spdy(&server.ports(), "portforward.k8s.io").await;
-    let mut refused = 0;
     for n in 0..400_u32 {
-        // Halves without their other half.
         let request = n.to_string();
         client.open(2 * n + 1, &[("streamtype", "data"), ("port", "1"), ("requestid", &request)], 0).await;
-        match client.hear().await {
-            Heard::Control(2, _) => {}
-            Heard::Control(3, _) => refused += 1,
-            other => panic!("{other:?}"),
-        }
+        assert_eq!(client.hear().await, Heard::Control(2, 2 * n + 1));
         client.say(&frame::data(2 * n + 1, &[0; 1000], false)).await;
     }
     client.say(&frame::ping(1)).await;
-    assert_eq!(client.hear().await, Heard::Control(6, 1), "the connection is well; {refused} were refused");
+    assert_eq!(client.hear().await, Heard::Control(6, 1), "the connection is well");
+}
+
+#[tokio::test]
+async fn streams_beyond_the_bound_are_refused_until_others_are_over() {
+    let (ours, theirs) = tokio::io::duplex(64 << 10);
+    let (mut incoming, carrying) = spdy::serve(theirs);
+    tokio::spawn(carrying);
+    let (mut client, mut held) = (Spdy::over(ours), Vec::new());
+    for id in (1..512).step_by(2) {
+        client.open(id, &[("streamtype", "data")], 0).await;
+        held.push(within(incoming.next()).await.expect("it is served"));
+        assert_eq!(client.hear().await, Heard::Control(2, id), "it is taken");
+    }
+    client.open(513, &[], 0).await;
+    assert_eq!(client.hear().await, Heard::Control(3, 513), "it is one too many");
+    held.clear();
+    client.open(515, &[], 0).await;
+    assert_eq!(client.hear().await, Heard::Control(2, 515), "there is room again");
 }

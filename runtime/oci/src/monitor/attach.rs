@@ -1,6 +1,7 @@
 //! Who follows a running container's output, and who writes to its input.
 
 use super::{Reply, Running};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::{
     fs::{OFlags, fcntl_setfl},
     io::write,
@@ -23,6 +24,15 @@ impl Follower {
         let pipe = if stream == "stdout" { &self.stdout } else { &self.stderr };
         pipe.as_ref().is_none_or(|pipe| write(pipe, bytes).is_ok_and(|n| n == bytes.len()))
     }
+
+    /// Whether somebody still reads: a pipe that nobody does is in error. One without pipes follows nothing.
+    fn stays(&self) -> bool {
+        let pipes = [&self.stdout, &self.stderr].into_iter().flatten();
+        let mut fds: Vec<PollFd<'_>> =
+            pipes.map(|pipe| PollFd::new(pipe.as_fd(), PollFlags::empty())).collect();
+        let _ = poll(&mut fds, PollTimeout::ZERO);
+        fds.iter().any(|fd| !fd.revents().is_some_and(|events| events.contains(PollFlags::POLLERR)))
+    }
 }
 
 impl Running {
@@ -33,7 +43,7 @@ impl Running {
         outputs: [bool; 2],
         fds: Vec<OwnedFd>,
     ) -> Result<(Reply, Vec<OwnedFd>), String> {
-        // Those that left show only when there is output.
+        self.followers.retain(Follower::stays);
         if self.followers.len() >= FOLLOWERS {
             return Err(format!("{FOLLOWERS} are attached to it already"));
         }
@@ -45,7 +55,7 @@ impl Running {
         };
         let follower = Follower { stdout: take(outputs[0])?, stderr: take(outputs[1])? };
         let input = if stdin { self.input()? } else { None };
-        self.followers.push(follower);
+        self.followers.extend(Some(follower).filter(Follower::stays));
         Ok((Reply::Attached, input.into_iter().collect()))
     }
 

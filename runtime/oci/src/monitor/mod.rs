@@ -369,6 +369,7 @@ impl Monitor {
         let Some(mut container) = self.container.take() else { return };
         let _ = cgroup::kill(&container.plan.cgroup, &[]);
         container.drain();
+        container.kill_execs(|_| true); // also one that left the cgroup: it is waited for below
         for exec in std::mem::take(&mut container.execs) {
             // All that was in the cgroup is killed, and a process namespace's rest with its first.
             let code = exec.wait();

@@ -51,6 +51,9 @@ pub(crate) struct Common {
     pub streams: Arc<Semaphore>,
 }
 
+/// A container's copies by `tar` at once: a few threads, and a few descriptors.
+const COPIES: usize = 8;
+
 pub(crate) struct Container {
     pub spec: ContainerSpec,
     pub program: Arc<Program>,
@@ -63,6 +66,8 @@ pub(crate) struct Container {
     pub drain: CancellationToken,
     /// Everything ends now.
     pub cancel: CancellationToken,
+    /// Copies by `tar` that run in it at once; others wait.
+    pub copies: Semaphore,
     /// What an instance of it took lately: how much is reserved for the next.
     typical: AtomicU64,
     created_at: Timestamp,
@@ -103,6 +108,7 @@ impl Container {
             counters: Counters::default(),
             drain: CancellationToken::new(),
             cancel: CancellationToken::new(),
+            copies: Semaphore::new(COPIES),
             created_at: Timestamp::now(),
             stdin: Mutex::default(),
             life: Mutex::new(Life { state: State::Created, removed: false, warned: None, traps_warned: 0 }),

@@ -14,6 +14,7 @@ use rustix::{
     io::Errno,
 };
 use std::{
+    cell::Cell,
     ffi::OsStr,
     fs::File,
     io::{self, Read, Write},
@@ -24,11 +25,12 @@ use std::{
     path::{Component, Path, PathBuf},
     sync::Arc,
 };
-use tokio::{runtime::Handle, sync::Semaphore, sync::oneshot};
+use tokio::{runtime::Handle, sync::oneshot};
 use tokio_util::sync::CancellationToken;
 
-/// Copies that run at once in this host; others wait.
-static COPIES: Semaphore = Semaphore::const_new(8);
+/// What is read of an archive between the contents of two members: headers, and long names, which the library keeps
+/// in memory whole.
+const HEADERS: u64 = 1 << 20;
 /// Folders in folders, in an archive that is made.
 const DEEPEST: usize = 128;
 /// As tar's when something could not be done.
@@ -117,7 +119,11 @@ pub(crate) async fn run(
     [stdin, stdout, stderr]: [Option<Arc<Channel>>; 3],
     cancel: CancellationToken,
 ) -> Result<i32, Failure> {
-    let _one = COPIES.acquire().await; // never closed
+    let _one = tokio::select! {
+        biased;
+        () = container.cancel.cancelled() => return Ok(KILLED),
+        one = container.copies.acquire() => one, // never closed
+    };
     let stop = cancel.child_token();
     let _stop = stop.clone().drop_guard();
     let stream = |channel| Stream { channel, runtime: Handle::current(), stop: stop.clone() };
@@ -328,10 +334,16 @@ impl Tree {
         from: impl Read,
         complain: &mut impl FnMut(String),
     ) -> io::Result<i32> {
-        let mut archive = Archive::new(io::BufReader::with_capacity(64 << 10, from));
+        let left = Cell::new(HEADERS);
+        let from = io::BufReader::with_capacity(64 << 10, from);
+        let mut archive = Archive::new(Metered { from, left: &left });
+        let mut entries = archive.entries()?;
         let mut code = 0;
-        for entry in archive.entries()? {
+        loop {
+            left.set(HEADERS);
+            let Some(entry) = entries.next() else { return Ok(code) };
             let mut entry = entry?;
+            left.set(u64::MAX);
             let name = entry.path()?.into_owned();
             let up = name.components().any(|component| component == Component::ParentDir);
             let unpacked = if up {
@@ -343,8 +355,8 @@ impl Tree {
                 complain(format!("{}: {cause}", name.display()));
                 code = FAILED;
             }
+            io::copy(&mut entry, &mut io::sink())?; // what was not taken is no header of the next
         }
-        Ok(code)
     }
 
     fn unpack_one(
@@ -390,6 +402,10 @@ impl Tree {
             EntryType::Link => {
                 let target = entry.link_name()?.ok_or_else(|| io::Error::other("a link to nothing"))?;
                 let target = self.find(&dir.join(normal(&target)))?;
+                // As between mounts of the kernel's: what is read-only there would be writable here.
+                if !std::ptr::eq(target.mount, place.mount) {
+                    return Err(Errno::XDEV.into());
+                }
                 let (from, first) = target.parent()?;
                 clear(&parent, last)?;
                 rustix::fs::linkat(&from, first, &parent, last, AtFlags::empty())?;
@@ -397,6 +413,24 @@ impl Tree {
             other => return Err(io::Error::other(format!("members of type {other:?} are not made"))),
         }
         Ok(())
+    }
+}
+
+/// Reads no more than is left.
+struct Metered<'a, R> {
+    from: R,
+    left: &'a Cell<u64>,
+}
+
+impl<R: Read> Read for Metered<'_, R> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let most = usize::try_from(self.left.get()).unwrap_or(usize::MAX).min(into.len());
+        if most == 0 && !into.is_empty() {
+            return Err(io::Error::other("the headers of a member are too long"));
+        }
+        let read = self.from.read(&mut into[..most])?;
+        self.left.set(self.left.get() - read as u64);
+        Ok(read)
     }
 }
 

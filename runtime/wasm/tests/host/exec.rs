@@ -355,6 +355,10 @@ async fn files_are_copied_in_and_out_of_the_mounts_and_nowhere_else() {
         assert_eq!(code, 2, "{dir} {name}");
         assert!(complaint.contains(name) && complaint.contains(words), "{complaint}");
     }
+    // A hard link would make writable what is mounted to be read.
+    let (code, _) = harness.unpack("copies", "/data", &[("stolen", Link, "config/file")]).await;
+    assert_eq!(code, 2);
+    assert!(!data.join("stolen").exists());
     // A member that goes through a link which the archive made before it.
     let through = [("way", Symlink, "/"), ("way/escaped", Regular, "escaped")];
     assert_eq!(harness.unpack("copies", "/data", &through).await.0, 2);
