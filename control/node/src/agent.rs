@@ -202,7 +202,10 @@ impl Dispatcher {
                 Some(_) = self.cleaning.join_next(), if !self.cleaning.is_empty() => {}
                 Some(answer) = asked.recv() => {
                     self.settling.asked(answer);
-                    self.relist.notify_one();
+                    // The first list, which is on its way, tells as much.
+                    if self.listed {
+                        self.relist.notify_one();
+                    }
                 }
             }
         }

@@ -166,7 +166,10 @@ async fn keep(options: &Options) -> anyhow::Result<()> {
             _ = hangup.recv() => {
                 let wanted = options.cluster().nodes();
                 for node in nodes.extract_if(.., |node| !wanted.contains(&node.number)) {
-                    remove(options, &mut children, &node).await?;
+                    // The rest of the cluster goes on; who asked sees that the node is left, and `wctl down` sweeps.
+                    if let Err(error) = remove(options, &mut children, &node).await {
+                        tracing::warn!(node = node.name, error = format!("{error:#}"), "could not be removed");
+                    }
                 }
             }
             _ = term.recv() => break,

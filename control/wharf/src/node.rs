@@ -109,7 +109,10 @@ fn base64(text: &str) -> String {
 }
 
 fn lease(options: &NodeOptions) -> anyhow::Result<Duration> {
-    Duration::try_from(options.node_lease_duration).context("--node-lease-duration")
+    let lease = Duration::try_from(options.node_lease_duration).context("--node-lease-duration")?;
+    let least = Duration::from_secs(1);
+    anyhow::ensure!(lease >= least, "--node-lease-duration: a Lease counts whole seconds, at least one");
+    Ok(lease)
 }
 
 /// Starts the agent and the routes to other nodes.

@@ -30,15 +30,19 @@ impl Row {
     }
 }
 
-/// Of a namespace or, without one, of all.
-pub async fn list(api: &Api, namespace: Option<&str>, fields: Option<&str>) -> anyhow::Result<Vec<Row>> {
+/// Of a namespace or, without one, of all; and the revision to watch on from.
+pub async fn list(
+    api: &Api,
+    namespace: Option<&str>,
+    fields: Option<&str>,
+) -> anyhow::Result<(Vec<Row>, String)> {
     let path = path(namespace);
     let selector = fields.map(|fields| ("fieldSelector", fields));
     let path = with_query(&path, [("includeObject", "Object")].into_iter().chain(selector));
     let table = api.call(Method::GET, &path, &[("accept", AS_TABLE)], Vec::new()).await?;
     let mut rows = rows(&table, &headings(&table));
     rows.sort_by(|a, b| a.last_seen().cmp(b.last_seen()));
-    Ok(rows)
+    Ok((rows, table["metadata"]["resourceVersion"].as_str().unwrap_or_default().to_owned()))
 }
 
 /// Where a namespace's events, or all, are.

@@ -156,6 +156,11 @@ pub async fn until<T>(
         let mut lines = std::pin::pin!(stream.lines());
         while let Some(line) = lines.try_next().await? {
             let event: Value = serde_json::from_str(&line).context("the watch sent what is not JSON")?;
+            match event["type"].as_str() {
+                Some("ADDED" | "MODIFIED") => {}
+                Some("DELETED") => continue,
+                _ => break, // an error: watch anew
+            }
             if let Some(found) = found(&event["object"]) {
                 return Ok(found);
             }

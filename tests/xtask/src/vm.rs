@@ -196,15 +196,27 @@ fn boot(kernel: &Kernel, initrd: &Path, mut heard: impl FnMut(&str)) -> Result<(
     // Without its own messages, which would come between those of the tests.
     qemu.args(["-append", "console=ttyS0 panic=-1 loglevel=0"]);
     qemu.args(["-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot"]);
-    let said = command::follow(&mut qemu, |line| heard(line.trim_end_matches('\r')))?;
-    match said.success {
+    let mut results = 0;
+    let said = command::follow(&mut qemu, |line| {
+        let line = line.trim_end_matches('\r');
+        results += usize::from(line.starts_with("test result: "));
+        heard(line);
+    })?;
+    if !said.success {
+        return Err(format!("the virtual machine did not end well within {DEADLINE} s").into());
+    }
+    // It ends in the same way when it could not begin, or panicked.
+    match results == PROGRAMS.len() {
         true => Ok(()),
-        false => Err(format!("the virtual machine did not end well within {DEADLINE} s").into()),
+        false => Err(format!("{results} of {} test programs told a result", PROGRAMS.len()).into()),
     }
 }
 
 /// The server of the host's files.
-struct Files(Child);
+struct Files {
+    server: Child,
+    socket: PathBuf,
+}
 
 impl Files {
     fn serve(socket: &Path) -> Result<Self> {
@@ -213,9 +225,9 @@ impl Files {
         // 0: the limit of open files stays; it may not be raised everywhere.
         server.args(["-o", "source=/", "-o", "sandbox=chroot", "--rlimit-nofile=0"]);
         server.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let mut files = Self(server.spawn()?);
+        let mut files = Self { server: server.spawn()?, socket: socket.to_owned() };
         while !socket.exists() {
-            if let Some(status) = files.0.try_wait()? {
+            if let Some(status) = files.server.try_wait()? {
                 return Err(format!("{VIRTIOFSD} ended at once: {status}").into());
             }
             std::thread::sleep(std::time::Duration::from_millis(10));
@@ -226,7 +238,8 @@ impl Files {
 
 impl Drop for Files {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.server.kill();
+        let _ = self.server.wait();
+        let _ = fs::remove_file(&self.socket);
     }
 }

@@ -11,7 +11,6 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::mount::{MntFlags, MsFlags};
 use nix::sys::stat::{Mode, SFlag, fchmod, fstat, mkdirat};
 
-use super::mounts::mounts_below;
 use super::{Error, Ready};
 
 /// What one volume mount of a container is bound to.
@@ -90,9 +89,10 @@ fn open(base: &Path, sub: &str, create: bool) -> io::Result<OwnedFd> {
 fn mount(part: &OwnedFd, target: &Path) -> io::Result<()> {
     if let Some(parent) = target.parent() {
         std::fs::create_dir_all(parent)?;
-        if mounts_below(parent)?.iter().any(|mount| mount == target) {
-            nix::mount::umount2(target, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW)?;
-        }
+    }
+    match nix::mount::umount2(target, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+        Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {} // an error: nothing is mounted there
+        Err(errno) => return Err(errno.into()),
     }
     let directory = SFlag::from_bits_truncate(fstat(part)?.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR;
     match std::fs::symlink_metadata(target) {

@@ -39,7 +39,7 @@ pub async fn run(options: Options, global: &Global) -> anyhow::Result<()> {
         None => None,
         Some(what) => Some(about(&Resources::discover(&api).await?, what)?),
     };
-    let mut rows = events::list(&api, namespace, fields.as_deref()).await?;
+    let (mut rows, version) = events::list(&api, namespace, fields.as_deref()).await?;
     rows.retain(|row| options.shows(row));
     if rows.is_empty() && !options.watch {
         eprintln!(
@@ -53,9 +53,7 @@ pub async fn run(options: Options, global: &Global) -> anyhow::Result<()> {
     let laid: Vec<_> = heading.into_iter().chain(rows.iter().map(|row| options.row(row))).collect();
     output::columns(&laid).iter().for_each(|line| output::line(line));
     if options.watch {
-        let newest =
-            rows.iter().filter_map(|row| row.event["metadata"]["resourceVersion"].as_str()?.parse().ok());
-        watch(&api, namespace, fields.as_deref(), newest.max().unwrap_or(0), &options).await?;
+        watch(&api, namespace, fields.as_deref(), &version, &options).await?;
     }
     Ok(())
 }
@@ -85,19 +83,17 @@ impl Options {
     }
 }
 
-/// Prints events newer than `newest`, for ever.
+/// Prints events after `version`, until the server ends the watch.
 async fn watch(
     api: &Api,
     namespace: Option<&str>,
     fields: Option<&str>,
-    newest: u64,
+    version: &str,
     options: &Options,
 ) -> anyhow::Result<()> {
-    let version = newest.to_string();
-    let since = (newest > 0).then_some(("resourceVersion", version.as_str()));
-    let asked = [("watch", "true"), ("includeObject", "Object")];
+    let asked = [("watch", "true"), ("includeObject", "Object"), ("resourceVersion", version)];
     let fields = fields.map(|fields| ("fieldSelector", fields));
-    let path = with_query(&events::path(namespace), asked.into_iter().chain(since).chain(fields));
+    let path = with_query(&events::path(namespace), asked.into_iter().chain(fields));
     let request = Request::get(path).header("accept", events::AS_TABLE).body(Vec::new())?;
     let mut lines = std::pin::pin!(api.client.request_stream(request).await.map_err(unreachable)?.lines());
     let mut headings = Vec::new();

@@ -71,7 +71,7 @@ async fn pods_on(api: &Api, node: &str) -> anyhow::Result<Vec<Value>> {
 
 async fn tell_events(api: &Api, page: &mut Page, object: &Value) -> anyhow::Result<()> {
     let namespace = object["metadata"]["namespace"].as_str();
-    let rows = events::list(api, namespace, Some(&events::about(object))).await?;
+    let (rows, _) = events::list(api, namespace, Some(&events::about(object))).await?;
     let mut table = vec![["Type", "Reason", "Age", "From", "Message"].map(str::to_owned).to_vec()];
     table.extend(rows.iter().map(|row| {
         let message = row.cell("Message").replace('\n', " ");
