@@ -48,7 +48,7 @@ pub fn finished(job: &Job) -> Option<Timestamp> {
 pub fn plan(job: &Job, pods: &[Arc<Pod>], now: Timestamp) -> Plan {
     let mut plan = Plan { status: job.status.clone(), ..Plan::default() };
     let indexed = job.is_indexed();
-    let mut done = Indexes::parse(&job.status.completed_indexes);
+    let mut done = Indexes::parse(&job.status.completed_indexes, job.spec.completions.unwrap_or(0));
     let beyond = count(&mut plan, job, pods, &mut done);
     let status = &mut plan.status;
     let succeeded = match indexed {
@@ -271,10 +271,14 @@ fn index(pod: &Pod) -> Option<i32> {
 struct Indexes(BTreeSet<i32>);
 
 impl Indexes {
-    fn parse(text: &str) -> Self {
+    /// Those below `completions`: a status may say what it likes, and is a user's to write.
+    fn parse(text: &str, completions: i32) -> Self {
         let range = |part: &str| {
             let (first, last) = part.split_once('-').unwrap_or((part, part));
-            Some(first.parse::<i32>().ok()?..=last.parse().ok()?)
+            Some(
+                first.parse::<i32>().ok()?.max(0)
+                    ..last.parse::<i32>().ok()?.saturating_add(1).min(completions),
+            )
         };
         Self(text.split(',').filter_map(range).flatten().collect())
     }
@@ -410,7 +414,8 @@ mod tests {
         let gone: Vec<_> = plan.delete.iter().map(|(pod, _)| &*pod.metadata.name).collect();
         assert_eq!(gone, ["b"]);
         for text in ["", "3", "0,1", "1,3-5,7"] {
-            assert_eq!(Indexes::parse(text).to_string(), text);
+            assert_eq!(Indexes::parse(text, 10).to_string(), text);
         }
+        assert_eq!(Indexes::parse("1,0-2147483647,x,5-", 3).to_string(), "0-2", "and no more is kept");
     }
 }
