@@ -8,6 +8,7 @@
 //! |---|---|---|
 //! | [`deployment`] | Deployments, their ReplicaSets and Pods | ReplicaSets per template, rollouts, history, status |
 //! | [`replicaset`] | ReplicaSets, their Pods | Pods to the wanted number, adoption, status |
+//! | [`daemonset`] | DaemonSets, their Pods, Nodes | a Pod on each node that is meant, rollouts, history, status |
 //! | [`job`] | Jobs, their Pods | Pods until enough succeeded, each counted once, and the Job's end |
 //! | [`garbage`] | every kind that can be owned | deletes what its owners left, foreground and orphan deletion |
 //! | [`namespace`] | Namespaces, what goes in them | empties and finalizes those being deleted |
@@ -22,6 +23,7 @@
 //! Nothing polls: a loop without a change to look at and without a timer that an object asked for sleeps.
 
 pub mod account;
+pub mod daemonset;
 pub mod deployment;
 pub mod garbage;
 pub mod job;
@@ -30,9 +32,11 @@ pub mod node;
 mod objects;
 mod pods;
 pub mod replicaset;
+pub mod revisions;
 pub mod role;
 pub mod root_ca;
 mod status;
+mod template;
 pub mod views;
 
 use std::future::Future;
@@ -93,6 +97,7 @@ type Run = fn(Context) -> Pin<Box<dyn Future<Output = ()> + Send>>;
 const LOOPS: &[(&str, Run)] = &[
     ("deployment", |context| Box::pin(deployment::run(context))),
     ("replicaset", |context| Box::pin(replicaset::run(context))),
+    ("daemonset", |context| Box::pin(daemonset::run(context))),
     ("job", |context| Box::pin(job::run(context))),
     ("garbage", |context| Box::pin(garbage::run(context))),
     ("namespace", |context| Box::pin(namespace::run(context))),

@@ -2,14 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 use wharf_kit::api::Kind;
+use wharf_kit::placement::{NodeAffinity, Toleration};
 use wharf_kit::selector::LabelSelector;
 use wharf_kit::view::{Meta, View, or_default};
+
+pub use wharf_kit::placement::{NO_EXECUTE, Taint};
 
 macro_rules! view {
     ($type:ty, $kind:expr) => {
@@ -63,6 +67,8 @@ impl View for Pod {
     fn prepare(&mut self) {
         self.metadata.annotations.retain(|key, _| key == DELETION_COST);
         self.status.conditions.retain(|one| &*one.r#type == "Ready");
+        let affinity = self.spec.affinity.take();
+        self.spec.pinned = affinity.and_then(|all| Some(all.node_affinity?.pinned_to()?.into()));
         self.spec.tolerations.retain(|one| matches!(&*one.effect, "" | NO_EXECUTE));
         self.spec.tolerations.shrink_to_fit();
     }
@@ -75,32 +81,19 @@ const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
 #[serde(rename_all = "camelCase", default)]
 pub struct PodSpec {
     pub node_name: Arc<str>,
+    /// The one node that its affinity lets it go to.
+    #[serde(skip)]
+    pub pinned: Option<Arc<str>>,
+    affinity: Option<Affinity>,
     /// Those of taints that end pods.
     #[serde(deserialize_with = "or_default")]
     pub tolerations: Vec<Toleration>,
 }
 
-/// The effect of a taint that ends the pods of its node that do not tolerate it.
-pub const NO_EXECUTE: &str = "NoExecute";
-
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub struct Toleration {
-    pub key: Box<str>,
-    pub operator: Box<str>,
-    pub value: Box<str>,
-    pub effect: Box<str>,
-    /// For ever, if there is none.
-    pub toleration_seconds: Option<i64>,
-}
-
-impl Toleration {
-    /// Whether it is about this taint.
-    pub fn tolerates(&self, taint: &Taint) -> bool {
-        let effect = self.effect.is_empty() || *self.effect == *taint.effect;
-        let key = self.key.is_empty() || *self.key == *taint.key;
-        effect && key && (&*self.operator == "Exists" || *self.value == *taint.value)
-    }
+pub struct Affinity {
+    pub node_affinity: Option<NodeAffinity>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -150,6 +143,22 @@ impl Pod {
         !self.has_ended() && !self.metadata.is_deleting()
     }
 
+    /// The node that it is on or is meant for; empty if it may still go to any.
+    pub fn target(&self) -> &str {
+        match &*self.spec.node_name {
+            "" => self.spec.pinned.as_deref().unwrap_or_default(),
+            node => node,
+        }
+    }
+
+    /// Whether it has been ready for so long, and if not, how much longer it has to be.
+    pub fn available(&self, min_ready_seconds: i32, now: Timestamp) -> Available {
+        let Some(since) = self.ready_since() else { return Available::No };
+        let least = Duration::from_secs(min_ready_seconds.max(0).unsigned_abs().into());
+        let lasted = Duration::try_from(now.duration_since(since)).unwrap_or_default();
+        if lasted >= least { Available::Yes } else { Available::In(least - lasted) }
+    }
+
     /// Since when it is ready, if it is.
     pub fn ready_since(&self) -> Option<Timestamp> {
         let ready =
@@ -183,6 +192,15 @@ impl Pod {
     pub fn deletion_cost(&self) -> i32 {
         self.metadata.annotations.get(DELETION_COST).and_then(|cost| cost.parse().ok()).unwrap_or(0)
     }
+}
+
+/// Whether a pod counts as available.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Available {
+    Yes,
+    /// If it stays ready.
+    In(Duration),
+    No,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -292,6 +310,52 @@ pub struct DeploymentStatus {
     pub collision_count: Option<i32>,
     #[serde(deserialize_with = "or_default")]
     pub conditions: Vec<Condition>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct ControllerRevision {
+    pub metadata: Meta,
+    pub revision: i64,
+    /// As it was written: the patch that brings the template back.
+    pub data: Option<Box<RawValue>>,
+}
+
+view!(ControllerRevision, Kind::new("apps", "v1", "ControllerRevision", "controllerrevisions"));
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct DaemonSet {
+    pub metadata: Meta,
+    pub spec: DaemonSetSpec,
+    pub status: DaemonSetStatus,
+}
+
+view!(DaemonSet, Kind::new("apps", "v1", "DaemonSet", "daemonsets"));
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct DaemonSetSpec {
+    pub min_ready_seconds: i32,
+    pub revision_history_limit: Option<i32>,
+    pub selector: LabelSelector,
+    pub update_strategy: Strategy,
+    /// As it was written: it is read only to make pods, to compare, and for where they may go.
+    pub template: Option<Box<RawValue>>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct DaemonSetStatus {
+    pub observed_generation: i64,
+    pub desired_number_scheduled: i32,
+    pub current_number_scheduled: i32,
+    pub number_misscheduled: i32,
+    pub updated_number_scheduled: i32,
+    pub number_ready: i32,
+    pub number_available: i32,
+    pub number_unavailable: i32,
+    pub collision_count: Option<i32>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -461,17 +525,6 @@ pub struct NodeSpec {
     pub unschedulable: bool,
     #[serde(deserialize_with = "or_default")]
     pub taints: Vec<Taint>,
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct Taint {
-    pub key: String,
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub value: String,
-    pub effect: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub time_added: Option<Timestamp>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]

@@ -5,6 +5,7 @@
 //! | [`identity`] | the CA, server and client certificates, rustls configurations, who a peer is | API server, node agent, `wctl`, joining |
 //! | [`quantity`] | Kubernetes quantities: parse, print, add, compare | admission, scheduler, node agent |
 //! | [`selector`] | label and field selectors: parse with Kubernetes' own error texts, match | API server, scheduler, controllers |
+//! | [`placement`] | taints and tolerations, node selectors and node affinity: what matches what | scheduler, controllers |
 //! | [`api`] | untyped verbs (create, patch, delete, …) over [`kube::Client`] that decode into narrow types | controllers, scheduler |
 //! | [`view`] | narrow views and the one shared reflector per view in a process | every loop |
 //! | [`queue`], [`reconcile`] | the work queue and the loop around one `pass` per key | every loop |
@@ -47,6 +48,7 @@ pub mod event;
 pub mod identity;
 pub mod leader;
 pub mod log;
+pub mod placement;
 pub mod quantity;
 pub mod queue;
 pub mod reconcile;

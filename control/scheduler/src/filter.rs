@@ -3,10 +3,12 @@
 use std::fmt;
 use std::sync::Arc;
 
+use wharf_kit::placement::{NO_EXECUTE, NO_SCHEDULE, Taint};
+
 use crate::cluster::NodeState;
 use crate::pending::Change;
 use crate::prepared::{Prepared, domain};
-use crate::view::{PodView, Taint};
+use crate::view::PodView;
 
 /// Why a node was refused. Printed as Kubernetes prints it, after the number of nodes it applies to.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -89,8 +91,8 @@ impl Filter for Schedulable {
         }
         let taint = Taint {
             key: "node.kubernetes.io/unschedulable".to_owned(),
-            value: String::new(),
-            effect: "NoSchedule".into(),
+            effect: NO_SCHEDULE.to_owned(),
+            ..Taint::default()
         };
         if pod.tolerates(&taint) {
             Verdict::Fits
@@ -108,7 +110,7 @@ struct Taints;
 
 impl Filter for Taints {
     fn check(&self, pod: &PodView, node: &NodeState, _: &Prepared) -> Verdict {
-        let hard = |taint: &&Taint| matches!(&*taint.effect, "NoSchedule" | "NoExecute");
+        let hard = |taint: &&Taint| matches!(&*taint.effect, NO_SCHEDULE | NO_EXECUTE);
         match node.view.spec.taints.iter().filter(hard).find(|taint| !pod.tolerates(taint)) {
             None => Verdict::Fits,
             Some(taint) => {

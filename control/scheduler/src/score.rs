@@ -97,7 +97,7 @@ impl Score for PreferredNodes {
     fn score(&self, pod: &PodView, node: &NodeState, _: &Prepared) -> i64 {
         let affinity = pod.spec.affinity.iter().flat_map(|all| &all.node_affinity);
         let terms = affinity.flat_map(|one| &one.preferred);
-        terms.filter(|one| one.preference.matches(&node.view)).map(|one| one.weight).sum()
+        terms.filter(|one| one.preference.matches(&node.view.metadata)).map(|one| one.weight).sum()
     }
 }
 

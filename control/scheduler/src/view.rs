@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 use wharf_kit::api::Kind;
+use wharf_kit::placement::{NodeAffinity, Taint, Toleration};
 use wharf_kit::quantity::Quantity;
-use wharf_kit::selector::{LabelSelector, Requirement};
+use wharf_kit::selector::LabelSelector;
 use wharf_kit::view::{Meta, View, or_default};
 
 use crate::resources::Resources;
@@ -217,38 +218,6 @@ pub struct Affinity {
 
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
-pub struct NodeAffinity {
-    #[serde(rename = "requiredDuringSchedulingIgnoredDuringExecution")]
-    pub required: Option<NodeSelector>,
-    #[serde(rename = "preferredDuringSchedulingIgnoredDuringExecution", deserialize_with = "or_default")]
-    pub preferred: Vec<PreferredTerm>,
-}
-
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct NodeSelector {
-    #[serde(deserialize_with = "or_default")]
-    pub node_selector_terms: Vec<NodeTerm>,
-}
-
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct NodeTerm {
-    #[serde(deserialize_with = "or_default")]
-    pub match_expressions: Vec<Requirement>,
-    #[serde(deserialize_with = "or_default")]
-    pub match_fields: Vec<Requirement>,
-}
-
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(default)]
-pub struct PreferredTerm {
-    pub weight: i64,
-    pub preference: NodeTerm,
-}
-
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(default)]
 pub struct PodAffinity {
     #[serde(rename = "requiredDuringSchedulingIgnoredDuringExecution", deserialize_with = "or_default")]
     pub required: Vec<PodTerm>,
@@ -291,23 +260,6 @@ impl SpreadConstraint {
     pub fn is_hard(&self) -> bool {
         &*self.when_unsatisfiable != "ScheduleAnyway"
     }
-}
-
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(default)]
-pub struct Toleration {
-    pub key: String,
-    pub operator: Box<str>,
-    pub value: String,
-    pub effect: Box<str>,
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
-pub struct Taint {
-    pub key: String,
-    pub value: String,
-    pub effect: Box<str>,
 }
 
 /// A node as the scheduler sees it.

@@ -116,7 +116,7 @@ impl Jobs {
         );
         for pod in &adopt {
             let owner = pods::owner(Job::KIND, &job.metadata);
-            pods::adopt(&self.rest, &self.pods, pod, owner, Some(FINALIZER)).await?;
+            pods::adopt(&self.rest, &self.pods, &**pod, owner, Some(FINALIZER)).await?;
         }
         for pod in &release {
             // Nobody will count it, so nothing may keep it.

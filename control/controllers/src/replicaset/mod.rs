@@ -4,28 +4,19 @@ mod plan;
 
 use std::sync::Arc;
 
-use futures::StreamExt;
-use futures::stream;
 use jiff::Timestamp;
 use serde_json::{Value, json};
-use wharf_kit::api::{self, Absent, Delete, Ignored, Object, PatchKind, Rest};
-use wharf_kit::event::{Recorder, Subject};
+use wharf_kit::api::{self, Absent, Ignored, PatchKind};
+use wharf_kit::event::Subject;
 use wharf_kit::reconcile::{Controller, Next, Pass};
 use wharf_kit::view::{Change, Index, Key, Store, View};
 
+use crate::pods::Hands;
 use crate::status::{count, now};
 use crate::views::{Condition, Pod, ReplicaSet, condition};
 use crate::{Context, pods};
 
 pub use plan::{Plan, plan};
-
-/// How many pods one pass makes or deletes, as in Kubernetes.
-const BURST: usize = 500;
-/// Pods of the first batch; each batch that succeeds doubles the next. Kubernetes starts with one; eight cost a
-/// refusing server little and save small sets three round trips.
-const FIRST_BATCH: usize = 8;
-/// Requests of one pass under way at once.
-const AT_ONCE: usize = 64;
 
 /// The index of pods by their controller's uid.
 pub(crate) const BY_CONTROLLER: &str = "controller";
@@ -51,10 +42,8 @@ pub(crate) async fn run(context: Context) {
     let loose = loose(&pods);
     tokio::join!(sets.ready(), pods.ready());
     let pass = ReplicaSets {
-        rest: context.rest,
-        recorder: context.recorder,
+        hands: Hands { rest: context.rest, recorder: context.recorder, pods: pods.clone() },
         sets: sets.clone(),
-        pods: pods.clone(),
         owned,
         loose,
     };
@@ -85,10 +74,8 @@ fn keys(sets: &Store<ReplicaSet>, change: &Change<'_, Pod>) -> Vec<Key> {
 }
 
 struct ReplicaSets {
-    rest: Rest,
-    recorder: Recorder,
+    hands: Hands,
     sets: Store<ReplicaSet>,
-    pods: Store<Pod>,
     owned: Index<Pod>,
     loose: Index<Pod>,
 }
@@ -112,89 +99,20 @@ impl Pass for ReplicaSets {
 
 impl ReplicaSets {
     async fn act(&self, set: &Arc<ReplicaSet>, plan: &Plan) -> Result<(), api::Error> {
+        let hands = &self.hands;
         for pod in &plan.adopt {
             let owner = pods::owner(ReplicaSet::KIND, &set.metadata);
-            pods::adopt(&self.rest, &self.pods, pod, owner, None).await?;
+            pods::adopt(&hands.rest, &hands.pods, &**pod, owner, None).await?;
         }
         for pod in &plan.release {
-            pods::release(&self.rest, &self.pods, pod, &set.metadata.uid).await?;
+            pods::release(&hands.rest, &hands.pods, pod, &set.metadata.uid).await?;
         }
-        self.create(set, plan.create.min(BURST)).await?;
-        self.delete(set, &plan.delete[..plan.delete.len().min(BURST)]).await
-    }
-
-    /// Makes pods in batches that double, so that a quota or an admission rule refuses few.
-    async fn create(&self, set: &Arc<ReplicaSet>, wanted: usize) -> Result<(), api::Error> {
-        if wanted == 0 {
-            return Ok(());
-        }
+        let of = Subject::of(&**set);
         let owner = pods::owner(ReplicaSet::KIND, &set.metadata);
         let (namespace, name) = (&set.metadata.namespace, &set.metadata.name);
         let body = pods::from_template(set.spec.template.as_deref(), namespace, name, &owner);
-        let (mut left, mut batch, mut seen) = (wanted, FIRST_BATCH, 0);
-        let mut failed = None;
-        while left > 0 && failed.is_none() {
-            let now = batch.min(left);
-            let create = || self.rest.create::<Object>(Pod::KIND, &set.metadata.namespace, &body);
-            let mut answers = stream::iter((0..now).map(|_| create())).buffer_unordered(AT_ONCE);
-            while let Some(answer) = answers.next().await {
-                match answer {
-                    Ok(pod) => {
-                        seen = seen.max(pod.metadata.revision());
-                        let message = format!("Created pod: {}", pod.metadata.name);
-                        self.recorder.normal(&Subject::of(&**set), "SuccessfulCreate", message);
-                    }
-                    Err(error) => failed = Some(error),
-                }
-            }
-            left -= now;
-            batch *= 2;
-        }
-        // The next pass must see these, or it would make them again.
-        pods::echo(self.pods.reached(seen)).await;
-        match failed {
-            None => Ok(()),
-            Some(error) if error.is_namespace_terminating() => Err(error),
-            Some(error) => {
-                let message = format!("Error creating: {}", error.message());
-                self.recorder.warning(&Subject::of(&**set), "FailedCreate", message);
-                Err(error)
-            }
-        }
-    }
-
-    async fn delete(&self, set: &Arc<ReplicaSet>, victims: &[Arc<Pod>]) -> Result<(), api::Error> {
-        let delete = |pod: &Arc<Pod>| {
-            let pod = pod.clone();
-            async move {
-                let key = pod.metadata.key();
-                let how = Delete::exactly(&pod.metadata);
-                let answer = self.rest.delete::<Ignored>(Pod::KIND, &key, &how).await;
-                match answer {
-                    Ok(_) => {
-                        let message = format!("Deleted pod: {}", key.name);
-                        self.recorder.normal(&Subject::of(&**set), "SuccessfulDelete", message);
-                        Ok(())
-                    }
-                    Err(error) if error.is_not_found() || error.is_conflict() => Ok(()),
-                    Err(error) => Err(error),
-                }
-            }
-        };
-        let mut answers = stream::iter(victims.iter().map(delete)).buffer_unordered(AT_ONCE);
-        let mut result = Ok(());
-        while let Some(answer) = answers.next().await {
-            result = result.and(answer);
-        }
-        result?;
-        // The next pass must see these going, or it might choose others.
-        for pod in victims {
-            let gone = |now: Option<&Pod>| {
-                now.is_none_or(|now| now.metadata.uid != pod.metadata.uid || now.metadata.is_deleting())
-            };
-            pods::echo(self.pods.until(&pod.metadata.key(), gone)).await;
-        }
-        Ok(())
+        hands.create(&of, std::iter::repeat_n(&body, plan.create.min(pods::BURST))).await?;
+        hands.delete(&of, &plan.delete[..plan.delete.len().min(pods::BURST)]).await
     }
 
     async fn write_status(
@@ -246,8 +164,11 @@ impl ReplicaSets {
             },
         });
         let key = set.metadata.key();
-        let answer =
-            self.rest.patch::<Ignored>(ReplicaSet::KIND, &key, "status", PatchKind::Merge, &patch).await;
+        let answer = self
+            .hands
+            .rest
+            .patch::<Ignored>(ReplicaSet::KIND, &key, "status", PatchKind::Merge, &patch)
+            .await;
         answer.absent_ok().map(drop)
     }
 }

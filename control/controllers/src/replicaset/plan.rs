@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use crate::views::{Pod, ReplicaSet, ReplicaSetStatus};
+use crate::views::{Available, Pod, ReplicaSet, ReplicaSetStatus};
 
 /// What to do so that the set has its pods, and what is true before that is done.
 #[derive(Debug, Default)]
@@ -45,16 +45,13 @@ pub fn plan(set: &ReplicaSet, owned: &[Arc<Pod>], loose: &[Arc<Pod>], now: Times
         mine.extend(plan.adopt.iter().cloned());
     }
 
-    let least = Duration::from_secs(set.spec.min_ready_seconds.max(0).unsigned_abs().into());
     let (mut ready, mut available) = (0, 0);
-    for since in mine.iter().filter_map(|pod| pod.ready_since()) {
-        ready += 1;
-        let lasted = Duration::try_from(now.duration_since(since)).unwrap_or_default();
-        if lasted >= least {
-            available += 1;
-        } else {
-            let left = least - lasted;
-            plan.again = Some(plan.again.map_or(left, |other| other.min(left)));
+    for pod in &mine {
+        ready += i32::from(pod.ready_since().is_some());
+        match pod.available(set.spec.min_ready_seconds, now) {
+            Available::Yes => available += 1,
+            Available::In(left) => plan.again = Some(plan.again.map_or(left, |other| other.min(left))),
+            Available::No => {}
         }
     }
     let template: serde_json::Map<String, serde_json::Value> =

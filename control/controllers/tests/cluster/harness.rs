@@ -27,6 +27,8 @@ pub const PODS: Kind = Kind::core("Pod", "pods");
 pub const MAPS: Kind = Kind::core("ConfigMap", "configmaps");
 pub const ACCOUNTS: Kind = Kind::core("ServiceAccount", "serviceaccounts");
 pub const DEPLOYMENTS: Kind = Kind::new("apps", "v1", "Deployment", "deployments");
+pub const DAEMON_SETS: Kind = Kind::new("apps", "v1", "DaemonSet", "daemonsets");
+pub const REVISIONS: Kind = Kind::new("apps", "v1", "ControllerRevision", "controllerrevisions");
 pub const JOBS: Kind = Kind::new("batch", "v1", "Job", "jobs");
 pub const SETS: Kind = Kind::new("apps", "v1", "ReplicaSet", "replicasets");
 pub const CLUSTER_ROLES: Kind =
@@ -151,6 +153,35 @@ impl World {
                 Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
             }
         }
+    }
+
+    /// The pods of an `app`, ordered by name.
+    pub async fn pods_of(&self, app: &str) -> Vec<Value> {
+        let mut pods = self.list(PODS, "default").await;
+        pods.retain(|pod| pod["metadata"]["labels"]["app"] == app);
+        pods
+    }
+
+    /// Says that these pods are in this phase.
+    pub async fn say(&self, pods: &[Value], phase: &str) {
+        for pod in pods {
+            let key = Key::new("default", pod["metadata"]["name"].as_str().unwrap());
+            let status = json!({"status": {"phase": phase}});
+            self.admin.patch::<Ignored>(PODS, &key, "status", PatchKind::Merge, &status).await.unwrap();
+        }
+    }
+
+    /// Waits until the object's status has these fields, and the controller has seen its spec as it is.
+    pub async fn status(&self, kind: Kind, name: &str, wanted: Value) -> Value {
+        let look = || async {
+            let object = self.get(kind, "default", name).await.ok_or("absent")?;
+            let (status, generation) = (&object["status"], &object["metadata"]["generation"]);
+            let observed = kind == JOBS || status["observedGeneration"] == *generation;
+            let has = |(field, value): (&String, &Value)| status[field] == *value;
+            let all = observed && wanted.as_object().unwrap().iter().all(has);
+            if all { Ok(object) } else { Err(format!("{status} is not {wanted}")) }
+        };
+        self.wait("status", look).await
     }
 
     /// Waits until the Deployment says that so many replicas are updated, available, and all there are.
