@@ -10,6 +10,7 @@
 //! | [`replicaset`] | ReplicaSets, their Pods | Pods to the wanted number, adoption, status |
 //! | [`daemonset`] | DaemonSets, their Pods, Nodes | a Pod on each node that is meant, rollouts, history, status |
 //! | [`job`] | Jobs, their Pods | Pods until enough succeeded, each counted once, and the Job's end |
+//! | [`statefulset`] | StatefulSets, their Pods | numbered Pods in their order, rollouts in reverse, history, status |
 //! | [`garbage`] | every kind that can be owned | deletes what its owners left, foreground and orphan deletion |
 //! | [`namespace`] | Namespaces, what goes in them | empties and finalizes those being deleted |
 //! | [`account`] | Namespaces, default ServiceAccounts | a `default` account in each namespace |
@@ -23,6 +24,7 @@
 //! Nothing polls: a loop without a change to look at and without a timer that an object asked for sleeps.
 
 pub mod account;
+mod backoff;
 pub mod daemonset;
 pub mod deployment;
 pub mod garbage;
@@ -35,6 +37,7 @@ pub mod replicaset;
 pub mod revisions;
 pub mod role;
 pub mod root_ca;
+pub mod statefulset;
 mod status;
 mod template;
 pub mod views;
@@ -99,6 +102,7 @@ const LOOPS: &[(&str, Run)] = &[
     ("replicaset", |context| Box::pin(replicaset::run(context))),
     ("daemonset", |context| Box::pin(daemonset::run(context))),
     ("job", |context| Box::pin(job::run(context))),
+    ("statefulset", |context| Box::pin(statefulset::run(context))),
     ("garbage", |context| Box::pin(garbage::run(context))),
     ("namespace", |context| Box::pin(namespace::run(context))),
     ("account", |context| Box::pin(account::run(context))),

@@ -72,6 +72,10 @@ impl History {
         self.all.iter().rev().find(|one| pruned(template_of(one)) == wanted)
     }
 
+    pub fn named(&self, name: &str) -> Option<&Arc<ControllerRevision>> {
+        self.all.iter().find(|one| &*one.metadata.name == name)
+    }
+
     /// The number of the next template.
     pub fn next(&self) -> i64 {
         self.all.last().map_or(1, |newest| newest.revision + 1)

@@ -272,6 +272,8 @@ pub struct Strategy {
 pub struct RollingUpdate {
     pub max_surge: Option<IntOrPercent>,
     pub max_unavailable: Option<IntOrPercent>,
+    /// Of a StatefulSet: pods below this ordinal stay as they are.
+    pub partition: Option<i32>,
 }
 
 /// A number, or a share of the replicas.
@@ -355,6 +357,53 @@ pub struct DaemonSetStatus {
     pub number_ready: i32,
     pub number_available: i32,
     pub number_unavailable: i32,
+    pub collision_count: Option<i32>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct StatefulSet {
+    pub metadata: Meta,
+    pub spec: StatefulSetSpec,
+    pub status: StatefulSetStatus,
+}
+
+view!(StatefulSet, Kind::new("apps", "v1", "StatefulSet", "statefulsets"));
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct StatefulSetSpec {
+    pub replicas: Option<i32>,
+    pub min_ready_seconds: i32,
+    pub revision_history_limit: Option<i32>,
+    pub selector: LabelSelector,
+    pub service_name: String,
+    pub pod_management_policy: String,
+    pub update_strategy: Strategy,
+    pub ordinals: Option<Ordinals>,
+    #[serde(deserialize_with = "or_default")]
+    pub volume_claim_templates: Vec<serde::de::IgnoredAny>,
+    /// As it was written: it is read only to make pods and to compare.
+    pub template: Option<Box<RawValue>>,
+}
+
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(default)]
+pub struct Ordinals {
+    pub start: i32,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct StatefulSetStatus {
+    pub observed_generation: i64,
+    pub replicas: i32,
+    pub ready_replicas: i32,
+    pub available_replicas: i32,
+    pub current_replicas: i32,
+    pub updated_replicas: i32,
+    pub current_revision: String,
+    pub update_revision: String,
     pub collision_count: Option<i32>,
 }
 

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::{Strategy, pod_spec, replicaset};
-use crate::object::{restore, text};
+use crate::object::{list, restore, text};
 use crate::status::FieldError;
 use crate::validate::{at_least, dns_label, int_or_percent, one_of};
 
@@ -34,6 +34,11 @@ impl Strategy for StatefulSet {
         at_least(new, "/spec/ordinals/start", "spec.ordinals.start", 0, errors);
         replicaset::selector(new, "statefulset", errors);
         pod_spec::template(&new["spec"]["template"], "spec.template", Some("Always"), errors);
+        // There is nothing yet that makes claims and volumes: pods without them would lose what they write.
+        if !list(new, "/spec/volumeClaimTemplates").is_empty() {
+            errors
+                .push(FieldError::forbidden("spec.volumeClaimTemplates", "is not supported by this server"));
+        }
         let policies = ["OrderedReady", "Parallel"];
         one_of(new, "/spec/podManagementPolicy", "spec.podManagementPolicy", &policies, errors);
         for when in ["whenDeleted", "whenScaled"] {

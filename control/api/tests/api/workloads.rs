@@ -80,6 +80,11 @@ async fn what_makes_no_sense_is_refused_in_kubernetes_words() {
         ),
         (
             format!("{APPS}/statefulsets"),
+            workload(json!({"volumeClaimTemplates": [{"metadata": {"name": "data"}, "spec": {}}]})),
+            "spec.volumeClaimTemplates: Forbidden: is not supported by this server",
+        ),
+        (
+            format!("{APPS}/statefulsets"),
             workload(json!({"replicas": -1})),
             "must be greater than or equal to 0",
         ),

@@ -1,6 +1,5 @@
 //! Keeps a pod of each DaemonSet on every node that it is meant for.
 
-mod backoff;
 mod placing;
 mod plan;
 
@@ -13,14 +12,13 @@ use wharf_kit::event::Subject;
 use wharf_kit::reconcile::{Controller, Next, Pass};
 use wharf_kit::view::{Change, Index, Key, Store, View};
 
+use crate::backoff::Backoffs;
 use crate::pods::Hands;
 use crate::replicaset::by_controller;
 use crate::revisions::{self, HASH, Revisions, Workload};
 use crate::status::{count, now};
 use crate::views::{ControllerRevision, DaemonSet, Node, Pod};
 use crate::{Context, pods};
-
-use backoff::Backoffs;
 
 pub use placing::{Place, Placing};
 pub use plan::{Plan, Seen, plan};

@@ -24,11 +24,13 @@ pub const CA: &str = "-----BEGIN CERTIFICATE-----\nnot read by anyone here\n----
 pub const NODES: Kind = Kind::core("Node", "nodes").cluster();
 pub const NAMESPACES: Kind = Kind::core("Namespace", "namespaces").cluster();
 pub const PODS: Kind = Kind::core("Pod", "pods");
+pub const EVENTS: Kind = Kind::core("Event", "events");
 pub const MAPS: Kind = Kind::core("ConfigMap", "configmaps");
 pub const ACCOUNTS: Kind = Kind::core("ServiceAccount", "serviceaccounts");
 pub const DEPLOYMENTS: Kind = Kind::new("apps", "v1", "Deployment", "deployments");
 pub const DAEMON_SETS: Kind = Kind::new("apps", "v1", "DaemonSet", "daemonsets");
 pub const REVISIONS: Kind = Kind::new("apps", "v1", "ControllerRevision", "controllerrevisions");
+pub const STATEFUL_SETS: Kind = Kind::new("apps", "v1", "StatefulSet", "statefulsets");
 pub const JOBS: Kind = Kind::new("batch", "v1", "Job", "jobs");
 pub const SETS: Kind = Kind::new("apps", "v1", "ReplicaSet", "replicasets");
 pub const CLUSTER_ROLES: Kind =
@@ -83,6 +85,11 @@ impl World {
             request
         });
         kube::Client::new(service, "default")
+    }
+
+    /// Cancelled when the world ends.
+    pub fn stopping(&self) -> CancellationToken {
+        self.stop.clone()
     }
 
     /// Requests of scheduler and controllers so far.

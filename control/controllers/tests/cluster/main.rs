@@ -6,6 +6,7 @@ mod daemonsets;
 mod harness;
 mod jobs;
 mod leader;
+mod statefulsets;
 
 use std::time::{Duration, Instant};
 
