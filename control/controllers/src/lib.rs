@@ -11,6 +11,7 @@
 //! | [`daemonset`] | DaemonSets, their Pods, Nodes | a Pod on each node that is meant, rollouts, history, status |
 //! | [`job`] | Jobs, their Pods | Pods until enough succeeded, each counted once, and the Job's end |
 //! | [`statefulset`] | StatefulSets, their Pods | numbered Pods in their order, rollouts in reverse, history, status |
+//! | [`cronjob`] | CronJobs, their Jobs, the time | a Job at each time of the schedule, and how many ended ones stay |
 //! | [`garbage`] | every kind that can be owned | deletes what its owners left, foreground and orphan deletion |
 //! | [`namespace`] | Namespaces, what goes in them | empties and finalizes those being deleted |
 //! | [`account`] | Namespaces, default ServiceAccounts | a `default` account in each namespace |
@@ -25,6 +26,7 @@
 
 pub mod account;
 mod backoff;
+pub mod cronjob;
 pub mod daemonset;
 pub mod deployment;
 pub mod garbage;
@@ -103,6 +105,7 @@ const LOOPS: &[(&str, Run)] = &[
     ("daemonset", |context| Box::pin(daemonset::run(context))),
     ("job", |context| Box::pin(job::run(context))),
     ("statefulset", |context| Box::pin(statefulset::run(context))),
+    ("cronjob", |context| Box::pin(cronjob::run(context))),
     ("garbage", |context| Box::pin(garbage::run(context))),
     ("namespace", |context| Box::pin(namespace::run(context))),
     ("account", |context| Box::pin(account::run(context))),

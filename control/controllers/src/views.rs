@@ -509,6 +509,63 @@ impl Job {
     }
 }
 
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct CronJob {
+    pub metadata: Meta,
+    pub spec: CronJobSpec,
+    pub status: CronJobStatus,
+}
+
+view!(CronJob, Kind::new("batch", "v1", "CronJob", "cronjobs"));
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct CronJobSpec {
+    pub schedule: String,
+    pub time_zone: Option<String>,
+    pub starting_deadline_seconds: Option<i64>,
+    pub concurrency_policy: String,
+    #[serde(deserialize_with = "or_default")]
+    pub suspend: bool,
+    pub successful_jobs_history_limit: Option<i32>,
+    pub failed_jobs_history_limit: Option<i32>,
+    /// As it was written: it is read only to make Jobs.
+    pub job_template: Option<Box<RawValue>>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct CronJobStatus {
+    #[serde(deserialize_with = "or_default")]
+    pub active: Vec<ObjectRef>,
+    pub last_schedule_time: Option<Timestamp>,
+    pub last_successful_time: Option<Timestamp>,
+}
+
+/// A reference to an object of a status.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ObjectRef {
+    pub api_version: String,
+    pub kind: String,
+    pub namespace: Arc<str>,
+    pub name: Arc<str>,
+    pub uid: Arc<str>,
+}
+
+impl ObjectRef {
+    pub fn new(kind: Kind, meta: &Meta) -> Self {
+        Self {
+            api_version: kind.api_version(),
+            kind: kind.kind.to_owned(),
+            namespace: meta.namespace.clone(),
+            name: meta.name.clone(),
+            uid: meta.uid.clone(),
+        }
+    }
+}
+
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
 pub struct Namespace {

@@ -42,6 +42,13 @@ impl Schedule {
         let last = self.cron.find_previous_occurrence(&time.to_zoned(self.zone.clone()), true).ok()?;
         Some(last.timestamp())
     }
+
+    /// The time as RFC 3339 has it, by the clocks of the schedule's zone.
+    pub fn local(&self, time: Timestamp) -> String {
+        let zoned = time.to_zoned(self.zone.clone());
+        let format = if zoned.offset().is_zero() { "%Y-%m-%dT%H:%M:%SZ" } else { "%Y-%m-%dT%H:%M:%S%:z" };
+        zoned.strftime(format).to_string()
+    }
 }
 
 /// A zone by its IANA name, from the copy of the database in the program: hosts differ in what they have.
@@ -80,6 +87,13 @@ mod tests {
             assert_eq!(parsed.after(at(from)), Some(at(next)), "{schedule} {zone:?}");
             assert_eq!(parsed.last(at(next)), Some(at(next)), "{schedule} {zone:?}");
         }
+    }
+
+    #[test]
+    fn times_are_told_by_the_clocks_of_the_zone() {
+        let told = |zone| Schedule::parse("@daily", zone).unwrap().local(at("2026-07-10T07:00:00Z"));
+        assert_eq!(told(None), "2026-07-10T07:00:00Z");
+        assert_eq!(told(Some("Europe/Berlin")), "2026-07-10T09:00:00+02:00");
     }
 
     #[test]

@@ -31,6 +31,7 @@ pub const DEPLOYMENTS: Kind = Kind::new("apps", "v1", "Deployment", "deployments
 pub const DAEMON_SETS: Kind = Kind::new("apps", "v1", "DaemonSet", "daemonsets");
 pub const REVISIONS: Kind = Kind::new("apps", "v1", "ControllerRevision", "controllerrevisions");
 pub const STATEFUL_SETS: Kind = Kind::new("apps", "v1", "StatefulSet", "statefulsets");
+pub const CRON_JOBS: Kind = Kind::new("batch", "v1", "CronJob", "cronjobs");
 pub const JOBS: Kind = Kind::new("batch", "v1", "Job", "jobs");
 pub const SETS: Kind = Kind::new("apps", "v1", "ReplicaSet", "replicasets");
 pub const CLUSTER_ROLES: Kind =

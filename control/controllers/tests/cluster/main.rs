@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "in helpers of tests as in tests")]
 
+mod cronjobs;
 mod daemonsets;
 mod harness;
 mod jobs;
