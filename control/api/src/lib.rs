@@ -11,7 +11,8 @@
 //! has rules of its own, one [`Strategy`] file beside it.
 //!
 //! Objects are stored as encoded JSON without their resourceVersion, which is the revision of the write and is
-//! spliced in at read (`encode`); what goes out is put together from those bytes (`represent`).
+//! spliced in at read (`encode`); what goes out is put together from those bytes (`represent`). Clients that speak
+//! `protobuf` are answered in it, and their bodies become JSON values before anything looks at them.
 //!
 //! One task lives here beside the connections: it watches roles and bindings and keeps their index
 //! (`authz::rbac`). It ends, and the cache with it, when the last handle is dropped.
@@ -29,6 +30,7 @@ mod kinds;
 mod metrics;
 mod object;
 mod openapi;
+pub mod protobuf;
 mod proxy;
 mod represent;
 mod request;
