@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::Body;
 use crate::kinds::{Kind, Kinds, Subresource};
-use crate::represent::{json_response, wants_aggregated_discovery};
+use crate::represent::{self, Form, json_response, wants_aggregated_discovery};
 use crate::status::{Result, Status};
 
 const VERBS: &[&str] = &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
@@ -51,7 +51,7 @@ fn singular(kind: &Kind) -> String {
 }
 
 /// `/api` and `/apis`, classic or aggregated as `Accept` says.
-pub fn roots(kinds: &Kinds, headers: &HeaderMap, core: bool) -> Response<Body> {
+pub fn roots(kinds: &Kinds, headers: &HeaderMap, form: Form, core: bool) -> Result<Response<Body>> {
     if let Some(version) = wants_aggregated_discovery(headers) {
         let body = aggregated(kinds, core, version).to_string();
         let type_ = match version {
@@ -61,7 +61,7 @@ pub fn roots(kinds: &Kinds, headers: &HeaderMap, core: bool) -> Response<Body> {
         let mut response = json_response(200, body);
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(type_));
         response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept"));
-        return response;
+        return Ok(response);
     }
     let body = match core {
         true => json!({
@@ -78,9 +78,9 @@ pub fn roots(kinds: &Kinds, headers: &HeaderMap, core: bool) -> Response<Body> {
             json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
         }
     };
-    let mut response = json_response(200, body.to_string());
+    let mut response = represent::value(form, 200, &body)?;
     response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept"));
-    response
+    Ok(response)
 }
 
 fn group(name: &str, versions: &[String]) -> Value {
@@ -92,17 +92,17 @@ fn group(name: &str, versions: &[String]) -> Value {
 }
 
 /// `/apis/GROUP`.
-pub fn one_group(kinds: &Kinds, name: &str) -> Result<Response<Body>> {
+pub fn one_group(kinds: &Kinds, name: &str) -> Result<Value> {
     let groups = group_versions(kinds);
     let versions = groups.get(name).filter(|_| !name.is_empty()).ok_or_else(Status::no_route)?;
     let mut body = group(name, versions);
     body["kind"] = json!("APIGroup");
     body["apiVersion"] = json!("v1");
-    Ok(json_response(200, body.to_string()))
+    Ok(body)
 }
 
 /// `/api/v1` and `/apis/GROUP/VERSION`.
-pub fn resources(kinds: &Kinds, group: &str, version: &str) -> Result<Response<Body>> {
+pub fn resources(kinds: &Kinds, group: &str, version: &str) -> Result<Value> {
     let rows: Vec<_> =
         kinds.rows().iter().filter(|kind| kind.group == group && kind.version == version).collect();
     let first = rows.first().ok_or_else(Status::no_route)?;
@@ -132,10 +132,9 @@ pub fn resources(kinds: &Kinds, group: &str, version: &str) -> Result<Response<B
             resources.push(resource);
         }
     }
-    let body = json!({
+    Ok(json!({
         "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": first.api_version(), "resources": resources,
-    });
-    Ok(json_response(200, body.to_string()))
+    }))
 }
 
 /// Namespaces are not deleted by the collection; reviews are created alone.

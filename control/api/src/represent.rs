@@ -1,4 +1,4 @@
-//! The forms in which objects go out: plain JSON, YAML, `Table`, metadata alone.
+//! The forms in which objects go out: JSON, YAML and protobuf, as they are, as a `Table`, or their metadata alone.
 
 use std::sync::Arc;
 
@@ -12,6 +12,7 @@ use wharf_store::Revision;
 use crate::Body;
 use crate::encode;
 use crate::kinds::{Column, Kind, Priority, columns};
+use crate::protobuf;
 use crate::status::{Result, Status};
 use crate::storage::Stored;
 
@@ -20,8 +21,35 @@ use crate::storage::Stored;
 pub enum Form {
     Json,
     Yaml,
+    Protobuf,
+    /// In JSON: Kubernetes has no other form of it.
     Table(Include),
-    Metadata,
+    Metadata(Wire),
+}
+
+/// How metadata alone is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wire {
+    Json,
+    Protobuf,
+}
+
+/// Which forms there are besides JSON and YAML.
+#[derive(Clone, Copy, Debug)]
+pub struct Offer {
+    /// Tables and metadata: the answer is a stored object or more.
+    pub objects: bool,
+    /// The answer's kind has a protobuf form.
+    pub protobuf: bool,
+}
+
+impl Offer {
+    /// An answer of a kind that Kubernetes has and that is not stored.
+    pub const ANSWER: Self = Self { objects: false, protobuf: true };
+
+    fn accepted(self) -> &'static str {
+        if self.protobuf { ACCEPTED_PROTOBUF } else { ACCEPTED }
+    }
 }
 
 /// What each row of a `Table` carries of its object.
@@ -32,7 +60,9 @@ pub enum Include {
     Object,
 }
 
-const ACCEPTED: &str = "application/json, application/yaml";
+/// The media types of bodies and answers; in Kubernetes' order.
+pub const ACCEPTED: &str = "application/json, application/yaml";
+pub const ACCEPTED_PROTOBUF: &str = "application/json, application/yaml, application/vnd.kubernetes.protobuf";
 /// Lists are sent in pieces of about this size; larger pieces gain nothing on a socket.
 const CHUNK: usize = 64 << 10;
 
@@ -65,11 +95,11 @@ pub fn media_types(accept: &str) -> Vec<MediaType<'_>> {
     types.into_iter().map(|(_, media)| media).collect()
 }
 
-/// The first form that is both asked for and there. `objects`: whether tables and metadata make sense.
+/// The first form that is both asked for and there.
 ///
 /// # Errors
 /// 406 if none is.
-pub fn negotiate(headers: &HeaderMap, include: Option<&str>, objects: bool) -> Result<Form> {
+pub fn negotiate(headers: &HeaderMap, include: Option<&str>, offer: Offer) -> Result<Form> {
     let include = match include.unwrap_or_default() {
         "" | "Metadata" => Include::Metadata,
         "None" => Include::None,
@@ -87,24 +117,30 @@ pub fn negotiate(headers: &HeaderMap, include: Option<&str>, objects: bool) -> R
         return Ok(Form::Json);
     }
     for media in media_types(&accept) {
-        let yaml = media.type_ == "application/yaml";
-        if !yaml && !matches!(media.type_, "application/json" | "application/*" | "*/*") {
-            continue;
-        }
-        match media.get("as") {
-            None if yaml => return Ok(Form::Yaml),
-            None => return Ok(Form::Json),
-            Some(_) if yaml || !objects || media.get("g") != Some("meta.k8s.io") => {}
-            Some("Table") if matches!(media.get("v"), Some("v1" | "v1beta1")) => {
+        let plain = match media.type_ {
+            "application/json" | "application/*" | "*/*" => Form::Json,
+            "application/yaml" => Form::Yaml,
+            protobuf::MEDIA_TYPE => Form::Protobuf,
+            _ => continue,
+        };
+        match (media.get("as"), plain) {
+            (None, Form::Protobuf) if !offer.protobuf => {}
+            (None, plain) => return Ok(plain),
+            (Some(_), Form::Yaml) => {}
+            (Some(_), _) if !offer.objects || media.get("g") != Some("meta.k8s.io") => {}
+            (Some("Table"), Form::Json) if matches!(media.get("v"), Some("v1" | "v1beta1")) => {
                 return Ok(Form::Table(include));
             }
-            Some("PartialObjectMetadata" | "PartialObjectMetadataList") if media.get("v") == Some("v1") => {
-                return Ok(Form::Metadata);
+            (Some("PartialObjectMetadata" | "PartialObjectMetadataList"), plain)
+                if media.get("v") == Some("v1") =>
+            {
+                let wire = if plain == Form::Protobuf { Wire::Protobuf } else { Wire::Json };
+                return Ok(Form::Metadata(wire));
             }
-            Some(_) => {}
+            (Some(_), _) => {}
         }
     }
-    Err(Status::not_acceptable(ACCEPTED))
+    Err(Status::not_acceptable(offer.accepted()))
 }
 
 /// Whether `Accept` asks first for aggregated discovery; which version of it.
@@ -114,7 +150,7 @@ pub fn wants_aggregated_discovery(headers: &HeaderMap) -> Option<&'static str> {
         match (media.type_, media.get("as"), media.get("v")) {
             ("application/json", Some("APIGroupDiscoveryList"), Some("v2")) => return Some("v2"),
             ("application/json", Some("APIGroupDiscoveryList"), Some("v2beta1")) => return Some("v2beta1"),
-            ("application/json" | "*/*", None, _) => return None,
+            ("application/json" | protobuf::MEDIA_TYPE | "*/*", None, _) => return None,
             _ => {}
         }
     }
@@ -139,12 +175,25 @@ fn yaml_response(code: u16, value: &impl serde::Serialize) -> Result<Response<Bo
     Ok(typed_response(code, "application/yaml", text))
 }
 
-/// An object that is not stored, as JSON or YAML.
+/// An object that is not stored, whole: a `Status`, a review.
 pub fn value(form: Form, code: u16, value: &Value) -> Result<Response<Body>> {
     match form {
         Form::Yaml => yaml_response(code, value),
+        Form::Protobuf | Form::Metadata(Wire::Protobuf) => match protobuf::encode(value) {
+            Some(bytes) => Ok(typed_response(code, protobuf::MEDIA_TYPE, bytes)),
+            None => Ok(json_response(code, value.to_string())),
+        },
         _ => Ok(json_response(code, value.to_string())),
     }
+}
+
+/// A `Status` with the headers that go with it.
+pub fn status(form: Form, status: &Status) -> Response<Body> {
+    // JSON always works.
+    let mut response = value(form, status.code(), &status.to_json())
+        .unwrap_or_else(|_| json_response(status.code(), status.to_json().to_string()));
+    response.headers_mut().extend(status.headers());
+    response
 }
 
 /// One object, as it is stored.
@@ -158,7 +207,10 @@ pub fn object(
     match form {
         Form::Json => Ok(json_response(code, encode::spliced(stored, revision))),
         Form::Yaml => yaml_response(code, &encode::decoded(stored, revision).map_err(Status::internal)?),
-        Form::Metadata => Ok(json_response(code, metadata_only(stored, revision))),
+        Form::Protobuf | Form::Metadata(Wire::Protobuf) => {
+            Ok(typed_response(code, protobuf::MEDIA_TYPE, envelope(form, kind, stored, revision)))
+        }
+        Form::Metadata(Wire::Json) => Ok(json_response(code, metadata_only(stored, revision))),
         Form::Table(include) => {
             let mut out = BytesMut::new();
             table_open(&mut out, kind, &json!({"resourceVersion": revision.to_string()}), true);
@@ -166,6 +218,17 @@ pub fn object(
             out.put_slice(b"]}");
             Ok(json_response(code, out.freeze()))
         }
+    }
+}
+
+/// A stored object in protobuf, whole or its metadata.
+fn envelope(form: Form, kind: &Kind, stored: &[u8], revision: Revision) -> Bytes {
+    // Bytes that are no JSON never get into the store through this server.
+    let object = encode::decoded(stored, revision).unwrap_or_default();
+    match form {
+        Form::Metadata(_) => protobuf::encode_metadata(&object),
+        _ => protobuf::encode_as(&kind.api_version(), &kind.kind, &object)
+            .expect("the form is offered only where the kind has it"),
     }
 }
 
@@ -248,17 +311,39 @@ impl ListMeta {
     }
 }
 
-/// A list of stored objects; a long one is encoded while it is sent.
-pub fn list(form: Form, kind: &Arc<Kind>, meta: &ListMeta, items: Vec<Stored>) -> Result<Response<Body>> {
+/// A list of stored objects; a long one is encoded while it is sent, or off the threads that serve.
+pub async fn list(
+    form: Form,
+    kind: &Arc<Kind>,
+    meta: &ListMeta,
+    items: Vec<Stored>,
+) -> Result<Response<Body>> {
     let metadata = meta.to_json();
+    if let Form::Protobuf | Form::Metadata(Wire::Protobuf) = form {
+        // It begins with its length, so all of it has to be there first.
+        let (api_version, name) = match form {
+            Form::Metadata(_) => ("meta.k8s.io/v1".to_owned(), "PartialObjectMetadataList".to_owned()),
+            _ => (kind.api_version(), format!("{}List", kind.kind)),
+        };
+        let encode = move || {
+            let items =
+                items.iter().map(|item| encode::decoded(&item.value, item.revision).unwrap_or_default());
+            protobuf::encode_list(&api_version, &name, &metadata, items)
+        };
+        let pieces = tokio::task::spawn_blocking(encode).await.map_err(Status::internal)?;
+        let pieces = pieces.ok_or_else(|| Status::internal("a list of this kind has no protobuf form"))?;
+        let pieces = pieces.into_iter().map(Ok::<_, std::convert::Infallible>);
+        let body = Body::from_stream(futures::stream::iter(pieces));
+        return Ok(typed_response(200, protobuf::MEDIA_TYPE, body));
+    }
     let mut head = BytesMut::new();
     match form {
         Form::Table(_) => table_open(&mut head, kind, &metadata, true),
-        Form::Metadata => head.put_slice(
+        Form::Metadata(_) => head.put_slice(
             format!(r#"{{"kind":"PartialObjectMetadataList","apiVersion":"meta.k8s.io/v1","metadata":{metadata},"items":["#)
                 .as_bytes(),
         ),
-        Form::Json | Form::Yaml => {
+        Form::Json | Form::Yaml | Form::Protobuf => {
             let (name, version) = (&kind.kind, Value::from(kind.api_version()));
             head.put_slice(
                 format!(r#"{{"kind":"{name}List","apiVersion":{version},"metadata":{metadata},"items":["#).as_bytes(),
@@ -307,8 +392,10 @@ impl Iterator for Pieces {
                 self.out.put_u8(b',');
             }
             match self.form {
-                Form::Json | Form::Yaml => encode::splice_into(&mut self.out, &item.value, item.revision),
-                Form::Metadata => self.out.put_slice(&metadata_only(&item.value, item.revision)),
+                Form::Json | Form::Yaml | Form::Protobuf => {
+                    encode::splice_into(&mut self.out, &item.value, item.revision);
+                }
+                Form::Metadata(_) => self.out.put_slice(&metadata_only(&item.value, item.revision)),
                 Form::Table(include) => row(&mut self.out, &self.kind, &item.value, item.revision, include),
             }
         }
@@ -316,20 +403,43 @@ impl Iterator for Pieces {
     }
 }
 
-/// One line of a watch: `{"type":…,"object":…}`.
+/// The media type of a watch.
+pub fn watch_type(form: Form) -> &'static str {
+    match form {
+        Form::Protobuf | Form::Metadata(Wire::Protobuf) => protobuf::WATCH_MEDIA_TYPE,
+        _ => "application/json",
+    }
+}
+
+/// One event of a watch that is about no stored object: a bookmark, an error.
+pub fn plain_event(form: Form, type_: &str, object: &Value) -> Bytes {
+    let envelope = match form {
+        Form::Protobuf | Form::Metadata(Wire::Protobuf) => protobuf::encode(object),
+        _ => None,
+    };
+    match envelope {
+        Some(envelope) => protobuf::frame(type_, &envelope),
+        None => format!("{}\n", json!({"type": type_, "object": object})).into(),
+    }
+}
+
+/// One event of a watch: a line `{"type":…,"object":…}`, or a frame in protobuf.
 pub fn event(form: Form, kind: &Kind, type_: &str, stored: &[u8], revision: Revision, first: bool) -> Bytes {
+    if let Form::Protobuf | Form::Metadata(Wire::Protobuf) = form {
+        return protobuf::frame(type_, &envelope(form, kind, stored, revision));
+    }
     let mut out = BytesMut::with_capacity(stored.len() + 96);
     out.put_slice(br#"{"type":""#);
     out.put_slice(type_.as_bytes());
     out.put_slice(br#"","object":"#);
     match form {
-        Form::Json | Form::Yaml => encode::splice_into(&mut out, stored, revision),
-        Form::Metadata => out.put_slice(&metadata_only(stored, revision)),
         Form::Table(include) => {
             table_open(&mut out, kind, &json!({"resourceVersion": revision.to_string()}), first);
             row(&mut out, kind, stored, revision, include);
             out.put_slice(b"]}");
         }
+        Form::Metadata(_) => out.put_slice(&metadata_only(stored, revision)),
+        _ => encode::splice_into(&mut out, stored, revision),
     }
     out.put_slice(b"}\n");
     out.freeze()

@@ -20,7 +20,7 @@ impl Call {
     /// Answers a review.
     pub fn review(&mut self, body: Bytes, review: Review) -> Result<Response<Body>> {
         let options = self.write_options()?;
-        let form = represent::negotiate(&self.headers, None, false)?;
+        let form = self.answer_form()?;
         let mut object = self.decode(&body, &options)?;
         let status = review(self, &object)?;
         map(&mut object).insert("status".to_owned(), status);

@@ -25,7 +25,7 @@ use crate::authz::{self, Action, Attributes, Authorizer, node::NodeAuthorizer};
 use crate::encode;
 use crate::kinds::{Kind, Kinds, Subresource};
 use crate::metrics::{Labels, Metrics};
-use crate::represent::{json_response, typed_response};
+use crate::represent::{self, Form, Offer, json_response, typed_response};
 use crate::request::{Query, ResourcePath, Verb};
 use crate::schema::Validation;
 use crate::select::Selection;
@@ -191,15 +191,17 @@ impl Inner {
             subresource: String::new(),
             code: 0,
         };
+        // What goes wrong is told in the form in which the answer would have come.
+        let form = represent::negotiate(request.headers(), None, Offer::ANSWER).unwrap_or(Form::Json);
         let answer = AssertUnwindSafe(self.clone().answer(request, origin, &mut labels)).catch_unwind().await;
         let response = match answer {
             Ok(Ok(response)) => response,
-            Ok(Err(status)) => status.into_response(),
+            Ok(Err(status)) => represent::status(form, &status),
             Err(panic) => {
                 let text = panic.downcast_ref::<String>().map(String::as_str);
                 let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("unknown");
                 error!(panic = text, verb = labels.verb, resource = labels.resource, "a request panicked");
-                Status::internal("the request could not be handled").into_response()
+                represent::status(form, &Status::internal("the request could not be handled"))
             }
         };
         labels.code = response.status().as_u16();
@@ -293,8 +295,11 @@ impl Inner {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             return Err(Status::method_not_allowed());
         }
+        // Discovery is for everybody: who accepts none of its forms gets JSON.
+        let form = || represent::negotiate(request.headers(), None, Offer::ANSWER).unwrap_or(Form::Json);
         if let Some(resource) = resource {
-            return discovery::resources(&self.kinds, &resource.group, &resource.version);
+            let found = discovery::resources(&self.kinds, &resource.group, &resource.version)?;
+            return represent::value(form(), 200, &found);
         }
         match path.strip_suffix('/').unwrap_or(path) {
             "/healthz" | "/livez" | "/readyz" => Ok(typed_response(200, "text/plain; charset=utf-8", "ok")),
@@ -305,8 +310,8 @@ impl Inner {
                 let text = self.metrics.text(self.storage.revision().0);
                 Ok(typed_response(200, "application/openmetrics-text; version=1.0.0; charset=utf-8", text))
             }
-            "/api" => Ok(discovery::roots(&self.kinds, request.headers(), true)),
-            "/apis" => Ok(discovery::roots(&self.kinds, request.headers(), false)),
+            "/api" => discovery::roots(&self.kinds, request.headers(), form(), true),
+            "/apis" => discovery::roots(&self.kinds, request.headers(), form(), false),
             "" => {
                 let groups = self.kinds.rows().iter().map(|kind| match kind.group.is_empty() {
                     true => "/api/v1".to_owned(),
@@ -327,7 +332,9 @@ impl Inner {
                 Ok(json_response(200, json!({"paths": paths}).to_string()))
             }
             other => match other.strip_prefix("/apis/") {
-                Some(group) if !group.contains('/') => discovery::one_group(&self.kinds, group),
+                Some(group) if !group.contains('/') => {
+                    represent::value(form(), 200, &discovery::one_group(&self.kinds, group)?)
+                }
                 _ => Err(Status::no_route()),
             },
         }

@@ -1,10 +1,9 @@
 //! Kubernetes' `Status`: every answer that is not an object, with the reasons and words clients match on.
 
-use http::{HeaderValue, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, header};
 use serde::Serialize;
 use serde_json::json;
 
-use crate::Body;
 use crate::kinds::Kind;
 
 pub type Result<T, E = Status> = std::result::Result<T, E>;
@@ -327,20 +326,16 @@ impl Status {
         status
     }
 
-    pub fn into_response(self) -> Response<Body> {
-        let body = self.to_json().to_string();
-        let mut response = Response::new(Body::from(body));
-        *response.status_mut() =
-            StatusCode::from_u16(self.0.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    /// What goes with the answer besides its body.
+    pub fn headers(&self) -> HeaderMap {
+        let mut headers = HeaderMap::new();
         if let Some(seconds) = self.0.details.retry_after_seconds {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         if let Some(challenge) = self.0.challenge {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
         }
-        response
+        headers
     }
 }
 

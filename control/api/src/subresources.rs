@@ -9,34 +9,15 @@ use crate::Body;
 use crate::encode;
 use crate::kinds::Subresource;
 use crate::object::{self, child, list, metadata, number, terminating, text};
-use crate::represent::{self, json_response};
+use crate::represent;
 use crate::request::Verb;
-use crate::schema::{self, Format, patch};
+use crate::schema::{self, patch};
 use crate::status::{FieldError, Result, Status};
 use crate::verbs::delete::Deleted;
 use crate::verbs::write::{Change, Missing, Track};
 use crate::verbs::{Call, WriteOptions};
 
 impl Call {
-    fn body_value(&self, body: &[u8], kind: &str) -> Result<Value> {
-        let value: Value = match self.body_format()? {
-            Format::Json => {
-                serde_json::from_slice(body).map_err(|error| Status::bad_request(error.to_string()))?
-            }
-            Format::Yaml => {
-                serde_yaml::from_slice(body).map_err(|error| Status::bad_request(error.to_string()))?
-            }
-        };
-        if !value.is_object() {
-            return Err(Status::bad_request(format!("the body is no {kind}")));
-        }
-        match text(&value, "/kind") {
-            "" => Ok(value),
-            found if found == kind => Ok(value),
-            found => Err(Status::bad_request(format!("the body is a {found}, not a {kind}"))),
-        }
-    }
-
     /// A body of another kind than the path's, decoded by that kind's schema.
     pub fn decode_other(
         &mut self,
@@ -47,10 +28,8 @@ impl Call {
     ) -> Result<Value> {
         let ty = schema::Schema::get().kind(group, "v1", kind);
         let ty = ty.ok_or_else(|| Status::internal(format!("there is no schema of {kind}")))?;
-        let (mut value, warnings) = schema::decode(body, self.body_format()?, ty, options.validation)
-            .map_err(|error| Status::bad_request(error.for_kind(ty)))?;
-        self.warnings.extend(warnings);
         let version = format!("{group}/v1");
+        let mut value = self.decode_as(body, ty, &version, kind, options)?;
         for (field, own) in [("kind", kind), ("apiVersion", version.as_str())] {
             match text(&value, &format!("/{field}")) {
                 "" => {}
@@ -66,18 +45,20 @@ impl Call {
     }
 
     pub fn get_scale(&self) -> Result<Response<Body>> {
+        let form = self.answer_form()?;
         let stored = self.storage().get(self.key().as_str()).ok_or_else(|| self.not_found())?;
         let object = encode::decoded(&stored.value, stored.revision).map_err(Status::internal)?;
-        Ok(json_response(200, scale(&object).to_string()))
+        represent::value(form, 200, &scale(&object))
     }
 
     pub async fn set_scale(&mut self, verb: Verb, body: Bytes) -> Result<Response<Body>> {
         let options = self.write_options()?;
+        let form = self.answer_form()?;
         let type_ =
             self.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let type_ = type_.split(';').next().unwrap_or_default().trim().to_owned();
         let given = match (verb, type_.as_str()) {
-            (Verb::Update, _) => self.body_value(&body, "Scale")?,
+            (Verb::Update, _) => self.body_value(&body, "autoscaling/v1", "Scale")?,
             (_, "application/json-patch+json") => Value::Null,
             // All fields of a Scale are plain, so a strategic merge is a merge, and an apply of one is too.
             (_, "application/merge-patch+json" | "application/strategic-merge-patch+json") => {
@@ -141,13 +122,14 @@ impl Call {
             })
             .await?;
         let object = encode::decoded(&written.value, written.revision).map_err(Status::internal)?;
-        Ok(json_response(200, scale(&object).to_string()))
+        represent::value(form, 200, &scale(&object))
     }
 
     /// Binds a pod to the node that the Binding names.
     pub async fn bind(&mut self, body: Bytes) -> Result<Response<Body>> {
         let options = self.write_options()?;
-        let binding = self.body_value(&body, "Binding")?;
+        let form = self.answer_form()?;
+        let binding = self.body_value(&body, "v1", "Binding")?;
         let node = text(&binding, "/target/name").to_owned();
         let target_kind = text(&binding, "/target/kind");
         if !matches!(target_kind, "" | "Node") {
@@ -192,13 +174,14 @@ impl Call {
             Ok(new)
         })
         .await?;
-        Ok(json_response(201, Status::success(201).to_json().to_string()))
+        represent::value(form, 201, &Status::success(201).to_json())
     }
 
     /// A graceful delete that may be refused; there are no disruption budgets yet that would.
     pub async fn evict(&mut self, body: Bytes) -> Result<Response<Body>> {
         let options = self.write_options()?;
-        let eviction = self.body_value(&body, "Eviction")?;
+        let form = self.answer_form()?;
+        let eviction = self.body_value(&body, "policy/v1", "Eviction")?;
         let named = text(&eviction, "/metadata/name");
         if !named.is_empty() && named != self.path.name {
             return Err(Status::bad_request("name in URL does not match name in Eviction object"));
@@ -210,7 +193,7 @@ impl Call {
             eviction.pointer("/deleteOptions/preconditions/uid").and_then(Value::as_str).map(str::to_owned);
         match self.delete_with_grace(grace, uid, dry).await? {
             Deleted::Now { .. } | Deleted::Later { .. } => {
-                Ok(json_response(201, Status::success(201).to_json().to_string()))
+                represent::value(form, 201, &Status::success(201).to_json())
             }
         }
     }

@@ -43,7 +43,7 @@ impl Call {
     /// Answers a TokenRequest with a signed token.
     pub fn token_request(&mut self, body: Bytes) -> Result<Response<Body>> {
         let options = self.write_options()?;
-        let form = crate::represent::negotiate(&self.headers, None, false)?;
+        let form = self.answer_form()?;
         let mut request = self.decode_other(&body, GROUP, "TokenRequest", &options)?;
         let (namespace, name) = (self.path.namespace.clone(), self.path.name.clone());
         for (field, own, what) in [("name", &name, "name"), ("namespace", &namespace, "namespace")] {

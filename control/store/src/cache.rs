@@ -61,8 +61,9 @@ pub struct CacheEvent<T> {
     pub previous: Option<Arc<Object<T>>>,
     /// `None` if the key was deleted by this change.
     pub current: Option<Arc<Object<T>>>,
-    /// The event as it goes out on the wire; filled by the first watcher that encodes it.
-    pub encoded: OnceLock<Bytes>,
+    /// The event as it goes out on the wire, in up to two forms, which are the watchers' to choose; filled by the first
+    /// watcher that encodes it.
+    pub encoded: [OnceLock<Bytes>; 2],
 }
 
 /// The objects under a prefix as they all were at one revision.

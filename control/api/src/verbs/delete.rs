@@ -12,7 +12,7 @@ use crate::Body;
 use crate::admission::Operation;
 use crate::encode;
 use crate::object::{self, finalizers, metadata, number, terminating, text};
-use crate::represent::{self, Form, json_response};
+use crate::represent;
 use crate::status::{FieldError, Result, Status};
 
 const ATTEMPTS: usize = 32;
@@ -23,7 +23,6 @@ const DELETES_AT_ONCE: usize = 64;
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Options {
-    kind: Option<String>,
     grace_period_seconds: Option<i64>,
     propagation_policy: Option<String>,
     orphan_dependents: Option<bool>,
@@ -50,16 +49,9 @@ impl Call {
     fn delete_options(&self, body: &[u8]) -> Result<Options> {
         let mut options = match body.iter().all(u8::is_ascii_whitespace) {
             true => Options::default(),
-            false => match self.body_format()? {
-                crate::schema::Format::Json => serde_json::from_slice(body)
-                    .map_err(|error| Status::bad_request(format!("the body is no DeleteOptions: {error}")))?,
-                crate::schema::Format::Yaml => serde_yaml::from_slice(body)
-                    .map_err(|error| Status::bad_request(format!("the body is no DeleteOptions: {error}")))?,
-            },
+            false => serde_json::from_value(self.body_value(body, "v1", "DeleteOptions")?)
+                .map_err(|error| Status::bad_request(format!("the body is no DeleteOptions: {error}")))?,
         };
-        if let Some(kind) = options.kind.as_deref().filter(|kind| *kind != "DeleteOptions") {
-            return Err(Status::bad_request(format!("the body is a {kind}, not DeleteOptions")));
-        }
         if let Some(seconds) = self.query.number("gracePeriodSeconds")? {
             options.grace_period_seconds = Some(seconds);
         }
@@ -99,7 +91,8 @@ impl Call {
         let name = self.path.name.clone();
         match self.delete_one(&name, &options).await? {
             Deleted::Now { name, uid } => {
-                Ok(json_response(200, Status::deleted(&self.kind, &name, &uid).to_json().to_string()))
+                let deleted = Status::deleted(&self.kind, &name, &uid).to_json();
+                represent::value(form, 200, &deleted)
             }
             Deleted::Later { value, revision } => {
                 represent::object(form, &self.kind, later_code, &value, revision)
@@ -110,6 +103,7 @@ impl Call {
     /// Deletes every object of the collection that is selected, and lists them as they were.
     pub async fn delete_collection(&self, body: Bytes) -> Result<Response<Body>> {
         let options = self.delete_options(&body)?;
+        let form = self.form()?;
         let (meta, items) = self.select().await?;
         // Side by side, so that the store commits them together.
         let results: Vec<Result<_>> = futures::stream::iter(items)
@@ -125,7 +119,7 @@ impl Call {
             .collect()
             .await;
         let deleted = results.into_iter().filter_map(Result::transpose).collect::<Result<_>>()?;
-        represent::list(Form::Json, &self.kind, &meta, deleted)
+        represent::list(form, &self.kind, &meta, deleted).await
     }
 
     /// Deletes as a subresource asks, for example an eviction.

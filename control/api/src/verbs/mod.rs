@@ -7,7 +7,8 @@ use tokio_util::sync::CancellationToken;
 use wharf_store::Error as StoreError;
 
 use crate::kinds::Kind;
-use crate::represent::{self, Form};
+use crate::protobuf;
+use crate::represent::{self, Form, Offer};
 use crate::request::{Query, ResourcePath};
 use crate::schema::Validation;
 use crate::select::Selection;
@@ -63,7 +64,21 @@ impl Call {
     }
 
     pub fn form(&self) -> Result<Form> {
-        represent::negotiate(&self.headers, self.query.get("includeObject"), true)
+        represent::negotiate(&self.headers, self.query.get("includeObject"), self.offer())
+    }
+
+    /// In which forms objects of this kind can go out.
+    fn offer(&self) -> Offer {
+        Offer { objects: true, protobuf: self.has_protobuf() }
+    }
+
+    pub fn has_protobuf(&self) -> bool {
+        protobuf::has(&self.kind.api_version(), &self.kind.kind)
+    }
+
+    /// In which form an answer goes out that is no object of this kind.
+    pub fn answer_form(&self) -> Result<Form> {
+        represent::negotiate(&self.headers, None, Offer::ANSWER)
     }
 
     pub fn not_found(&self) -> Status {

@@ -124,7 +124,7 @@ impl Call {
     pub async fn list(&self) -> Result<Response<Body>> {
         let form = self.form()?;
         let (meta, items) = self.select().await?;
-        represent::list(form, &self.kind, &meta, items)
+        represent::list(form, &self.kind, &meta, items).await
     }
 
     /// The page of the collection that the query asks for.

@@ -1,4 +1,4 @@
-//! watch: changes as they come, one JSON document a line.
+//! watch: changes as they come, one JSON document a line or one frame of protobuf each.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use super::{Call, store_failed};
 use crate::Body;
 use crate::encode::Facts;
 use crate::kinds::Kind;
-use crate::represent::{self, Form, json_response};
+use crate::represent::{self, Form, typed_response};
 use crate::select::Selection;
 use crate::server::Inner;
 use crate::status::{FieldError, Result, Status};
@@ -27,6 +27,11 @@ use crate::storage::Stored;
 const MIN_TIMEOUT: Duration = Duration::from_secs(1800);
 /// How often a bookmark tells a quiet watch where it stands.
 const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
+
+/// What a watch can be asked for as.
+const STREAMS: &str = "application/json;stream=watch";
+const STREAMS_PROTOBUF: &str =
+    "application/json;stream=watch, application/vnd.kubernetes.protobuf;stream=watch";
 
 /// What is sent to one client.
 struct Feed {
@@ -62,15 +67,18 @@ impl Drop for OpenWatch {
 impl Call {
     pub async fn watch(&self) -> Result<Response<Body>> {
         let form = match self.form()? {
-            Form::Yaml => return Err(Status::not_acceptable("application/json;stream=watch")),
+            Form::Yaml if self.has_protobuf() => return Err(Status::not_acceptable(STREAMS_PROTOBUF)),
+            Form::Yaml => return Err(Status::not_acceptable(STREAMS)),
             form => form,
         };
         match self.feed(form).await {
-            Ok(feed) => Ok(json_response(200, Body::from_stream(feed.stream()))),
+            Ok(feed) => {
+                Ok(typed_response(200, represent::watch_type(form), Body::from_stream(feed.stream())))
+            }
             // A revision that is gone is told in the stream, where clients look for it.
             Err(status) if status.code() == 410 => {
-                let line = format!("{}\n", json!({"type": "ERROR", "object": status.to_json()}));
-                Ok(json_response(200, line))
+                let event = represent::plain_event(form, "ERROR", &status.to_json());
+                Ok(typed_response(200, represent::watch_type(form), event))
             }
             Err(status) => Err(status),
         }
@@ -211,8 +219,7 @@ impl Feed {
                         }
                         other => store_failed(other),
                     };
-                    let line = format!("{}\n", json!({"type": "ERROR", "object": status.to_json()}));
-                    return Some(line.into());
+                    return Some(represent::plain_event(self.form, "ERROR", &status.to_json()));
                 }
             }
         }
@@ -237,9 +244,14 @@ impl Feed {
         };
         let first = std::mem::take(&mut self.first);
         let encode = || represent::event(self.form, &self.kind, type_, &object.value, event.revision, first);
-        Some(match self.form == Form::Json && as_it_is {
-            true => event.encoded.get_or_init(encode).clone(),
-            false => encode(),
+        let shared = match self.form {
+            Form::Json => Some(&event.encoded[0]),
+            Form::Protobuf => Some(&event.encoded[1]),
+            _ => None,
+        };
+        Some(match shared.filter(|_| as_it_is) {
+            Some(encoded) => encoded.get_or_init(encode).clone(),
+            None => encode(),
         })
     }
 
@@ -256,14 +268,14 @@ impl Feed {
                     "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata,
                 }}],
             }),
-            Form::Metadata => json!({
+            Form::Metadata(_) => json!({
                 "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata,
             }),
-            Form::Json | Form::Yaml => json!({
+            Form::Json | Form::Yaml | Form::Protobuf => json!({
                 "kind": self.kind.kind, "apiVersion": self.kind.api_version(), "metadata": metadata,
             }),
         };
-        format!("{}\n", json!({"type": "BOOKMARK", "object": object})).into()
+        represent::plain_event(self.form, "BOOKMARK", &object)
     }
 }
 

@@ -12,8 +12,9 @@ use crate::authz::{self, Action, Attributes};
 use crate::encode;
 use crate::kinds::Subresource;
 use crate::object::{self, finalizers, map, metadata, restore, terminating, text};
+use crate::protobuf;
 use crate::represent;
-use crate::schema::{self, Actor, Format};
+use crate::schema::{self, Actor, Format, Type, Validation};
 use crate::status::{FieldError, Result, Status};
 use crate::validate;
 
@@ -38,28 +39,71 @@ pub enum Missing {
 }
 
 impl Call {
-    /// What a body's `Content-Type` says it is.
-    pub fn body_format(&self) -> Result<Format> {
+    /// What a body's `Content-Type` says it is. `protobuf`: whether bodies of its kind have that form.
+    fn body_form(&self, protobuf: bool) -> Result<BodyForm> {
         let type_ =
             self.headers.get(header::CONTENT_TYPE).map_or(Ok("application/json"), |value| value.to_str());
         let type_ =
             type_.unwrap_or_default().split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
         match type_.as_str() {
-            "application/json" | "" => Ok(Format::Json),
-            "application/yaml" | "application/x-yaml" | "text/yaml" => Ok(Format::Yaml),
-            _ => Err(Status::unsupported_media("application/json, application/yaml")),
+            "application/json" | "" => Ok(BodyForm::Text(Format::Json)),
+            "application/yaml" | "application/x-yaml" | "text/yaml" => Ok(BodyForm::Text(Format::Yaml)),
+            protobuf::MEDIA_TYPE if protobuf => Ok(BodyForm::Protobuf),
+            _ if protobuf => Err(Status::unsupported_media(represent::ACCEPTED_PROTOBUF)),
+            _ => Err(Status::unsupported_media(represent::ACCEPTED)),
         }
     }
 
     /// The body as an object of this kind.
     pub fn decode(&mut self, body: &[u8], options: &WriteOptions) -> Result<Value> {
-        let ty = self.kind.ty();
-        let format = self.body_format()?;
-        let (mut object, warnings) = schema::decode(body, format, ty, options.validation)
-            .map_err(|error| Status::bad_request(error.for_kind(ty)))?;
-        self.warnings.extend(warnings);
+        let kind = self.kind.clone();
+        let mut object = self.decode_as(body, kind.ty(), &kind.api_version(), &kind.kind, options)?;
         self.check_identity(&mut object)?;
         Ok(object)
+    }
+
+    /// The body as an object of any type with a schema; which kind it says it is, is still to be checked.
+    pub fn decode_as(
+        &mut self,
+        body: &[u8],
+        ty: Type,
+        api_version: &str,
+        kind: &str,
+        options: &WriteOptions,
+    ) -> Result<Value> {
+        let decoded = match self.body_form(protobuf::has(api_version, kind))? {
+            BodyForm::Text(format) => schema::decode(body, format, ty, options.validation),
+            BodyForm::Protobuf => {
+                let value = from_protobuf(body, api_version, kind)?;
+                // Another kind's fields are no reason to complain of, that it is another kind is.
+                if text(&value, "/kind") != kind || text(&value, "/apiVersion") != api_version {
+                    return Ok(value);
+                }
+                schema::decode_value(value, ty, Validation::Ignore)
+            }
+        };
+        let (object, warnings) = decoded.map_err(|error| Status::bad_request(error.for_kind(ty)))?;
+        self.warnings.extend(warnings);
+        Ok(object)
+    }
+
+    /// The body as an object of `kind`, whose fields are not looked at.
+    pub fn body_value(&self, body: &[u8], api_version: &str, kind: &str) -> Result<Value> {
+        let bad =
+            |error: &dyn std::fmt::Display| Status::bad_request(format!("the body is no {kind}: {error}"));
+        let value: Value = match self.body_form(protobuf::has(api_version, kind))? {
+            BodyForm::Text(Format::Json) => serde_json::from_slice(body).map_err(|error| bad(&error))?,
+            BodyForm::Text(Format::Yaml) => serde_yaml::from_slice(body).map_err(|error| bad(&error))?,
+            BodyForm::Protobuf => from_protobuf(body, api_version, kind)?,
+        };
+        if !value.is_object() {
+            return Err(Status::bad_request(format!("the body is no {kind}")));
+        }
+        match text(&value, "/kind") {
+            "" => Ok(value),
+            found if found == kind => Ok(value),
+            found => Err(Status::bad_request(format!("the body is a {found}, not a {kind}"))),
+        }
     }
 
     /// Kind, version and namespace have to be those of the path; left out, they are filled in.
@@ -414,6 +458,43 @@ impl Call {
         }
         self.check_escalation(new, Some(old))
     }
+}
+
+/// How a body is written.
+enum BodyForm {
+    Text(Format),
+    Protobuf,
+}
+
+/// A body in protobuf, refused in Kubernetes' words.
+fn from_protobuf(body: &[u8], api_version: &str, kind: &str) -> Result<Value> {
+    /// So much of a body that is something else is shown.
+    const SHOWN: usize = 30;
+    protobuf::decode(body, api_version, kind).map_err(|error| match error {
+        protobuf::Error::TooLarge => Status::too_large_body(schema::MAX_BYTES),
+        error @ (protobuf::Error::Empty | protobuf::Error::Prefix) => {
+            let shown: String = body.iter().take(SHOWN).map(|byte| format!("{byte:02x}")).collect();
+            let shown = match body {
+                [] => "<empty>".to_owned(),
+                [b'{', ..] => String::from_utf8_lossy(&body[..body.len().min(SHOWN)]).into_owned(),
+                _ => shown,
+            };
+            let more = if body.len() > SHOWN { " ..." } else { "" };
+            Status::bad_request(format!(
+                "the object provided is unrecognized (must be of type {kind}): {error} ({shown}{more})"
+            ))
+        }
+        error => {
+            let (found, version) = match &error {
+                protobuf::Error::Unregistered { kind, api_version } => (kind.as_str(), api_version.as_str()),
+                _ => (kind, api_version),
+            };
+            let version = version.rsplit('/').next().unwrap_or_default();
+            Status::bad_request(format!(
+                "{found} in version {version:?} cannot be handled as a {kind}: {error}"
+            ))
+        }
+    })
 }
 
 /// How a change is made.

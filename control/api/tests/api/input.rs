@@ -33,7 +33,7 @@ async fn malformed_requests_are_refused() {
         ("POST", MAPS, json, r#"{"metadata":{"name":"x/y"}}"#, 422),
         ("POST", MAPS, json, r#"{"metadata":{"name":"x","labels":{"a b":"c"}}}"#, 422),
         ("POST", MAPS, json, r#"{"metadata":{"name":"x"},"data":{"a/b":"c"}}"#, 422),
-        ("POST", MAPS, "application/vnd.kubernetes.protobuf", "k8s", 415),
+        ("POST", MAPS, "application/cbor", "k8s", 415),
         ("POST", MAPS, "text/plain", "{}", 415),
         ("POST", "/api/v1/configmaps", json, r#"{"metadata":{"name":"x"}}"#, 405),
         ("POST", &one, json, "{}", 405),

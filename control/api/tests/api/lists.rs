@@ -209,8 +209,8 @@ async fn tables_and_other_forms_are_negotiated() {
     assert!(partial["items"][0]["metadata"]["resourceVersion"].is_string());
     let (code, yaml) = accept(&client, &format!("{pods}/p"), "application/yaml").await;
     assert!(code == 200 && yaml.as_str().unwrap().contains("name: p"));
-    let (code, status) = accept(&client, pods, "application/vnd.kubernetes.protobuf").await;
+    let (code, status) = accept(&client, pods, "application/cbor").await;
     assert_eq!((code, &status["reason"]), (406, &json!("NotAcceptable")));
-    let protobuf_first = "application/vnd.kubernetes.protobuf, application/json";
-    assert_eq!(accept(&client, pods, protobuf_first).await.1["kind"], "PodList");
+    let cbor_first = "application/cbor, application/json";
+    assert_eq!(accept(&client, pods, cbor_first).await.1["kind"], "PodList");
 }

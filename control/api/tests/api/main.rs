@@ -12,6 +12,7 @@ mod objects;
 mod openapi;
 mod patches;
 mod pods;
+mod protobuf;
 mod reviews;
 mod strangers;
 mod tokens;

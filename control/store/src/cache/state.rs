@@ -2,7 +2,7 @@
 //! watchers reads. Pure: no I/O, no waiting.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use tokio::sync::watch;
 
@@ -85,7 +85,8 @@ impl<T> State<T> {
                 None => self.objects.remove(&key),
             };
             self.revision = revision;
-            let event = Arc::new(CacheEvent { key, revision, previous, current, encoded: OnceLock::new() });
+            let event =
+                Arc::new(CacheEvent { key, revision, previous, current, encoded: Default::default() });
             for prefix in prefixes(&event.key) {
                 if let Some(group) = self.groups.get_mut(prefix) {
                     group.events.push_back(event.clone());
