@@ -9,6 +9,7 @@ mod build;
 mod command;
 mod demo;
 mod forward;
+mod go;
 mod phase;
 mod prepare;
 mod python;

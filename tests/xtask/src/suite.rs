@@ -6,7 +6,7 @@ use std::process::{Command, ExitCode};
 
 use crate::build::{self, Places};
 use crate::phase::Phases;
-use crate::{Result, command, prepare, python, vm};
+use crate::{Result, command, go, prepare, python, vm};
 use tally::Tally;
 
 /// They build for wasm alone.
@@ -86,6 +86,7 @@ fn tests(places: &Places, filters: &[&String], tally: &mut Tally) -> Result<()> 
     cargo.args(["test", "--locked", "--no-fail-fast", "--color", "never", "--"]).args(filters);
     places.tell(&mut cargo);
     python::tell(places, &mut cargo);
+    go::tell(places, &mut cargo);
     let said = command::follow(&mut cargo, |line| {
         if command::shows_all() {
             println!("{line}");
