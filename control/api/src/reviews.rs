@@ -19,7 +19,7 @@ pub type Review = fn(&Call, &Value) -> Result<Value>;
 impl Call {
     /// Answers a review.
     pub fn review(&mut self, body: Bytes, review: Review) -> Result<Response<Body>> {
-        let options = self.write_options()?;
+        let options = self.write_options("CreateOptions")?;
         let form = self.answer_form()?;
         let mut object = self.decode(&body, &options)?;
         let status = review(self, &object)?;

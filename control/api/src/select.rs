@@ -39,6 +39,11 @@ impl Selection {
                     "metadata.namespace" => 1,
                     other => match kind.fields.iter().position(|field| *field == other) {
                         Some(place) => place + 2,
+                        None if kind.fields.is_empty() => {
+                            return Err(Status::bad_request(format!(
+                                "{other:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\""
+                            )));
+                        }
                         None => {
                             return Err(Status::bad_request(format!(
                                 "Unable to find {:?} that match label selector \"{}\", field selector {text:?}: field label not supported: {other}",

@@ -232,6 +232,14 @@ impl Status {
         Self::new(422, "Invalid", message)
     }
 
+    /// A patch whose outcome is no object of its kind.
+    pub fn patch_invalid(message: String) -> Self {
+        let mut status = Self::new(422, "Invalid", message.clone());
+        status.0.details.causes =
+            vec![Cause { reason: "FieldValueInvalid", message, field: "patch".to_owned() }];
+        status
+    }
+
     pub fn too_many_requests() -> Self {
         let mut status = Self::new(
             429,

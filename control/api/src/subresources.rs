@@ -52,7 +52,8 @@ impl Call {
     }
 
     pub async fn set_scale(&mut self, verb: Verb, body: Bytes) -> Result<Response<Body>> {
-        let options = self.write_options()?;
+        let options =
+            self.write_options(if verb == Verb::Patch { "PatchOptions" } else { "UpdateOptions" })?;
         let form = self.answer_form()?;
         let type_ =
             self.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
@@ -127,7 +128,7 @@ impl Call {
 
     /// Binds a pod to the node that the Binding names.
     pub async fn bind(&mut self, body: Bytes) -> Result<Response<Body>> {
-        let options = self.write_options()?;
+        let options = self.write_options("CreateOptions")?;
         let form = self.answer_form()?;
         let binding = self.body_value(&body, "v1", "Binding")?;
         let node = text(&binding, "/target/name").to_owned();
@@ -179,7 +180,7 @@ impl Call {
 
     /// A graceful delete that may be refused; there are no disruption budgets yet that would.
     pub async fn evict(&mut self, body: Bytes) -> Result<Response<Body>> {
-        let options = self.write_options()?;
+        let options = self.write_options("CreateOptions")?;
         let form = self.answer_form()?;
         let eviction = self.body_value(&body, "policy/v1", "Eviction")?;
         let named = text(&eviction, "/metadata/name");
@@ -200,7 +201,7 @@ impl Call {
 
     /// Sets a namespace's own finalizers, whose removal ends its deletion.
     pub async fn finalize(&mut self, body: Bytes) -> Result<Response<Body>> {
-        let options = self.write_options()?;
+        let options = self.write_options("UpdateOptions")?;
         let form = self.form()?;
         let given = self.decode(&body, &options)?;
         if object::name(&given) != self.path.name {

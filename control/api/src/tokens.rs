@@ -42,7 +42,7 @@ struct Binding {
 impl Call {
     /// Answers a TokenRequest with a signed token.
     pub fn token_request(&mut self, body: Bytes) -> Result<Response<Body>> {
-        let options = self.write_options()?;
+        let options = self.write_options("CreateOptions")?;
         let form = self.answer_form()?;
         let mut request = self.decode_other(&body, GROUP, "TokenRequest", &options)?;
         let (namespace, name) = (self.path.namespace.clone(), self.path.name.clone());

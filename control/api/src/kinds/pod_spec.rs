@@ -60,7 +60,7 @@ pub fn validate(spec: &Value, field: &str, errors: &mut Errors) {
         spec,
         "/dnsPolicy",
         &format!("{field}.dnsPolicy"),
-        &["ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"],
+        &["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"],
         errors,
     );
     at_least(
@@ -123,13 +123,6 @@ fn container(container: &Value, at: &str, volumes: &BTreeSet<String>, init: bool
     }
     one_of(
         container,
-        "/imagePullPolicy",
-        &format!("{at}.imagePullPolicy"),
-        &["Always", "IfNotPresent", "Never"],
-        errors,
-    );
-    one_of(
-        container,
         "/terminationMessagePolicy",
         &format!("{at}.terminationMessagePolicy"),
         &["FallbackToLogsOnError", "File"],
@@ -146,7 +139,6 @@ fn container(container: &Value, at: &str, volumes: &BTreeSet<String>, init: bool
     }
     ports(container, at, errors);
     environment(container, at, errors);
-    resources(container, at, errors);
     let mut mounts = BTreeSet::new();
     for (n, mount) in list(container, "/volumeMounts").iter().enumerate() {
         let at = format!("{at}.volumeMounts[{n}]");
@@ -172,16 +164,14 @@ fn container(container: &Value, at: &str, volumes: &BTreeSet<String>, init: bool
             ));
         }
     }
-    for probe in ["livenessProbe", "readinessProbe", "startupProbe"] {
-        let Some(value) = container.get(probe) else { continue };
-        if init && text(container, "/restartPolicy") != "Always" {
-            errors.push(FieldError::forbidden(
-                format!("{at}.{probe}"),
-                "may not be set for init containers without restartPolicy=Always",
-            ));
-        }
-        self::probe(value, &format!("{at}.{probe}"), probe, errors);
-    }
+    one_of(
+        container,
+        "/imagePullPolicy",
+        &format!("{at}.imagePullPolicy"),
+        &["Always", "IfNotPresent", "Never"],
+        errors,
+    );
+    resources(container, at, errors);
     for hook in ["postStart", "preStop"] {
         if let Some(value) = container.pointer(&format!("/lifecycle/{hook}")) {
             handler(
@@ -191,6 +181,16 @@ fn container(container: &Value, at: &str, volumes: &BTreeSet<String>, init: bool
                 errors,
             );
         }
+    }
+    for probe in ["livenessProbe", "readinessProbe", "startupProbe"] {
+        let Some(value) = container.get(probe) else { continue };
+        if init && text(container, "/restartPolicy") != "Always" {
+            errors.push(FieldError::forbidden(
+                format!("{at}.{probe}"),
+                "may not be set for init containers without restartPolicy=Always",
+            ));
+        }
+        self::probe(value, &format!("{at}.{probe}"), probe, errors);
     }
 }
 
@@ -204,14 +204,6 @@ fn ports(container: &Value, at: &str, errors: &mut Errors) {
     let mut names = BTreeSet::new();
     for (n, port) in list(container, "/ports").iter().enumerate() {
         let at = format!("{at}.ports[{n}]");
-        match number(port, "/containerPort") {
-            None => errors.push(FieldError::required(format!("{at}.containerPort"), "")),
-            Some(value) => port_number(value, format!("{at}.containerPort"), errors),
-        }
-        if let Some(value) = number(port, "/hostPort").filter(|value| *value != 0) {
-            port_number(value, format!("{at}.hostPort"), errors);
-        }
-        one_of(port, "/protocol", &format!("{at}.protocol"), &["SCTP", "TCP", "UDP"], errors);
         let name = text(port, "/name");
         if !name.is_empty() {
             if let Err(problem) = port_name(name) {
@@ -220,6 +212,14 @@ fn ports(container: &Value, at: &str, errors: &mut Errors) {
                 errors.push(FieldError::duplicate(format!("{at}.name"), name));
             }
         }
+        match number(port, "/containerPort") {
+            None | Some(0) => errors.push(FieldError::required(format!("{at}.containerPort"), "")),
+            Some(value) => port_number(value, format!("{at}.containerPort"), errors),
+        }
+        if let Some(value) = number(port, "/hostPort").filter(|value| *value != 0) {
+            port_number(value, format!("{at}.hostPort"), errors);
+        }
+        one_of(port, "/protocol", &format!("{at}.protocol"), &["SCTP", "TCP", "UDP"], errors);
     }
 }
 

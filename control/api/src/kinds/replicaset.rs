@@ -32,30 +32,36 @@ impl Strategy for ReplicaSet {
 pub fn selector(workload: &Value, kind: &str, errors: &mut Vec<FieldError>) {
     let selector = &workload["spec"]["selector"];
     if selector.is_null() {
-        return errors.push(FieldError::required("spec.selector", ""));
+        errors.push(FieldError::required("spec.selector", ""));
     }
-    if entries(selector, "/matchLabels").next().is_none() && list(selector, "/matchExpressions").is_empty() {
+    let some = !selector.is_null();
+    if some
+        && entries(selector, "/matchLabels").next().is_none()
+        && list(selector, "/matchExpressions").is_empty()
+    {
         return errors.push(FieldError::invalid(
             "spec.selector",
             selector.clone(),
             format!("empty selector is invalid for {kind}"),
         ));
     }
-    let typed: Result<k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector, _> =
+    // Without a selector the template is not matched either.
+    let typed: Result<Option<k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector>, _> =
         serde_json::from_value(selector.clone());
-    let parsed = typed
-        .map_err(|error| error.to_string())
-        .and_then(|typed| LabelSelector::try_from(&typed).map_err(|error| error.to_string()));
+    let parsed = typed.map_err(|error| error.to_string()).and_then(|typed| {
+        typed.as_ref().map(LabelSelector::try_from).transpose().map_err(|error| error.to_string())
+    });
     match parsed {
         Err(problem) => errors.push(FieldError::invalid("spec.selector", selector.clone(), problem)),
         Ok(parsed) => {
-            let labels = entries(workload, "/spec/template/metadata/labels")
-                .map(|(key, value)| (key.to_owned(), value.as_str().unwrap_or_default().to_owned()))
-                .collect();
-            if !parsed.matches(&labels) {
+            let labels: std::collections::BTreeMap<String, String> =
+                entries(workload, "/spec/template/metadata/labels")
+                    .map(|(key, value)| (key.to_owned(), value.as_str().unwrap_or_default().to_owned()))
+                    .collect();
+            if !parsed.is_some_and(|parsed| parsed.matches(&labels)) {
                 errors.push(FieldError::invalid(
                     "spec.template.metadata.labels",
-                    serde_json::to_value(&labels).unwrap_or_default(),
+                    workload.pointer("/spec/template/metadata/labels").cloned().unwrap_or_default(),
                     "`selector` does not match template `labels`",
                 ));
             }

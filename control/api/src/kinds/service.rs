@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use super::{Strategy, Subresource};
 use crate::object::{list, map, number, text};
 use crate::status::FieldError;
-use crate::validate::{dns_1035_label, dns_label, labels, one_of, port_name};
+use crate::validate::{dns_label, labels, one_of, port_name};
 
 pub struct Service;
 
@@ -32,12 +32,10 @@ impl Strategy for Service {
     }
 
     fn check_name(&self, name: &str, prefix: bool) -> Result<(), String> {
-        dns_1035_label(name, prefix)
+        dns_label(name, prefix)
     }
 
     fn validate(&self, new: &Value, errors: &mut Vec<FieldError>) {
-        let types = ["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"];
-        one_of(new, "/spec/type", "spec.type", &types, errors);
         one_of(new, "/spec/sessionAffinity", "spec.sessionAffinity", &["ClientIP", "None"], errors);
         labels(new, "/spec/selector", "spec.selector", errors);
         let (type_, address) = (text(new, "/spec/type"), text(new, "/spec/clusterIP"));
@@ -93,5 +91,7 @@ impl Strategy for Service {
                 _ => {}
             }
         }
+        let types = ["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"];
+        one_of(new, "/spec/type", "spec.type", &types, errors);
     }
 }

@@ -33,11 +33,17 @@ fn walk(object: &mut Object, ty: Type) {
             object.insert(field.name.to_owned(), value);
         }
     }
-    for (name, value) in object.iter_mut() {
-        if let Some(field) = ty.field(name) {
-            descend(value, &field.shape);
-        }
-    }
+    object.retain(|name, value| {
+        let Some(field) = ty.field(name) else { return true };
+        descend(value, &field.shape);
+        // Go leaves an empty list or map out.
+        let empty = match (&*value, &field.shape) {
+            (Value::Array(items), Shape::List(_)) => items.is_empty(),
+            (Value::Object(map), Shape::Map(_)) => map.is_empty(),
+            _ => false,
+        };
+        !empty || field.required || field.presence != Presence::Optional || field.default.is_some()
+    });
     if let Some(rule) = late_rule(ty.name()) {
         rule(object);
     }

@@ -112,7 +112,7 @@ fn fields_at(node: Node, value: &Value, path: &str) -> Result<(bool, FieldSet), 
                     return Err(format!("{path}: duplicate entries for key {element}"));
                 }
                 let set = match node {
-                    Node::Keyed(ty, _) => fields_at(Node::Struct(ty), item, &format!("{path}{element}"))?.1,
+                    Node::Keyed(ty, _) => fields_at(ty.node(), item, &format!("{path}{element}"))?.1,
                     _ => FieldSet::new(),
                 };
                 below.push(element, true, set);
@@ -263,7 +263,7 @@ fn compare_lists(node: Node, before: Option<&Value>, after: Option<&Value>, belo
         let (left, right) = (old.remove(&key).unwrap_or_default(), new.remove(&key).unwrap_or_default());
         let item = |left: Option<&&Value>, right: Option<&&Value>| {
             let inner = match node {
-                Node::Keyed(ty, _) => Node::Struct(ty),
+                Node::Keyed(ty, _) => ty.node(),
                 _ => Node::Leaf,
             };
             compare_at(inner, left.copied(), right.copied())
@@ -349,7 +349,7 @@ fn merge_lists(node: Node, live: Vec<Value>, applied: &[Value]) -> Vec<Value> {
             [only] => {
                 let mut merged = old[*only].take().unwrap_or_default();
                 let inner = match node {
-                    Node::Keyed(ty, _) => Node::Struct(ty),
+                    Node::Keyed(ty, _) => ty.node(),
                     _ => Node::Leaf,
                 };
                 merge(inner, &mut merged, item);

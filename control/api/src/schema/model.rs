@@ -151,7 +151,11 @@ fn mark_work(defs: &mut [TypeDef]) {
             _ => false,
         }
     }
-    let own = |field: &Field| field.default.is_some() || matches!(field.presence, Presence::EmptyObject);
+    let own = |field: &Field| {
+        field.default.is_some()
+            || matches!(field.presence, Presence::EmptyObject)
+            || matches!(field.shape, Shape::List(_) | Shape::Map(_))
+    };
     let mut busy: Vec<bool> =
         defs.iter().map(|def| super::default::has_rule(def.name) || def.fields.iter().any(own)).collect();
     loop {

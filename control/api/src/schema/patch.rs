@@ -32,8 +32,10 @@ pub enum Error {
 /// # Errors
 /// See [`Error`].
 pub fn json_patch(object: &mut Value, patch: &[u8]) -> Result<(), Error> {
-    let patch: Patch = serde_json::from_slice(patch)
-        .map_err(|error| Error::Malformed(format!("error decoding patch: {error}")))?;
+    let malformed = |error: serde_json::Error| Error::Malformed(format!("error decoding patch: {error}"));
+    let operations: Vec<Map<String, Value>> = serde_json::from_slice(patch).map_err(malformed)?;
+    let patch: Patch =
+        serde_json::from_value(operations.into()).map_err(|error| Error::Rejected(error.to_string()))?;
     if patch.len() > MAX_OPERATIONS {
         return Err(Error::TooLarge(format!(
             "The allowed maximum operations in a JSON patch is {MAX_OPERATIONS}, got {}",
@@ -58,7 +60,26 @@ pub fn json_patch(object: &mut Value, patch: &[u8]) -> Result<(), Error> {
                 return Err(Error::TooLarge("the JSON patch copies too much or nests too deep".to_owned()));
             }
         }
-        json_patch::patch(object, std::slice::from_ref(operation))
+        // Kubernetes replaces what is not there too, if what it would be in is an object.
+        let operation = match operation {
+            PatchOperation::Replace(json_patch::ReplaceOperation { path, value })
+                if object.pointer(path.as_str()).is_none() =>
+            {
+                let list = path
+                    .parent()
+                    .and_then(|parent| object.pointer(parent.as_str()))
+                    .is_some_and(Value::is_array);
+                match list {
+                    true => operation.clone(),
+                    false => PatchOperation::Add(json_patch::AddOperation {
+                        path: path.clone(),
+                        value: value.clone(),
+                    }),
+                }
+            }
+            _ => operation.clone(),
+        };
+        json_patch::patch(object, std::slice::from_ref(&operation))
             .map_err(|error| Error::Rejected(error.to_string()))?;
     }
     Ok(())
@@ -167,11 +188,18 @@ fn merge_objects(
     // Where items stood on the server, for those that the patch does not order.
     let before: Map<String, Value> =
         orders.keys().filter_map(|name| object.get(name).map(|list| (name.clone(), list.clone()))).collect();
+    let key_of =
+        |name: &str| ty.and_then(|ty| ty.field(name)).and_then(|field| field.patch.merge).unwrap_or_default();
+    for (name, order) in &orders {
+        if let (Some(Value::Array(items)), Value::Array(order)) = (fields.get(name), order) {
+            in_order(name, items, order, key_of(name))?;
+        }
+    }
     for (name, value) in fields {
         merge_field(object, name, value, ty)?;
     }
     for (name, order) in orders {
-        let key = ty.and_then(|ty| ty.field(&name)).and_then(|field| field.patch.merge).unwrap_or_default();
+        let key = key_of(&name);
         if let (Some(Value::Array(items)), Value::Array(order)) = (object.get_mut(&name), order) {
             let server = before.get(&name).and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
             reorder(items, &order, server, key);
@@ -309,6 +337,23 @@ fn merge_list(
         }
     }
     Ok(items)
+}
+
+/// The items that a patch gives are in the order that it asks for.
+fn in_order(name: &str, items: &[Value], order: &[Value], key: &str) -> Result<(), Error> {
+    let id = |item: &Value| if key.is_empty() { Some(item.clone()) } else { item.get(key).cloned() };
+    let order: Vec<_> = order.iter().map(id).collect();
+    let mut rest = order.iter();
+    for item in items {
+        // Those that are taken out, and the one that says `replace`, have no place.
+        if item.get(DIRECTIVE).is_none() && !rest.any(|wanted| *wanted == id(item)) {
+            let shown = serde_json::json!(order);
+            return Err(Error::Malformed(format!(
+                "The order in patch list doesn't match $setElementOrder list: {name}: {item} is not where {shown} has it"
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Puts items into the order that the patch asks; those it does not name keep their place after those that stood

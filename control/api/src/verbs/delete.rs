@@ -75,7 +75,7 @@ impl Call {
             Some(other) => invalid(FieldError::not_supported(
                 "propagationPolicy",
                 other,
-                &["Background", "Foreground", "Orphan"],
+                &["Foreground", "Background", "Orphan", "nil"],
             )),
         }
     }
@@ -140,7 +140,7 @@ impl Call {
     }
 
     async fn delete_one(&self, name: &str, options: &Options) -> Result<Deleted> {
-        let dry = dry_run(options.dry_run.iter().map(String::as_str))?;
+        let dry = dry_run("DeleteOptions", options.dry_run.iter().map(String::as_str))?;
         let key = self.kind.key(&self.path.namespace, name);
         for _ in 0..ATTEMPTS {
             let Some(stored) = self.storage().get(key.as_str()) else {

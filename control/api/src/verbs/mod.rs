@@ -85,8 +85,10 @@ impl Call {
         Status::not_found(&self.kind, &self.path.name)
     }
 
-    pub fn write_options(&self) -> Result<WriteOptions> {
-        let dry_run = dry_run(self.query.all("dryRun"))?;
+    /// `kind` is what refusals call them: `CreateOptions`, `UpdateOptions`, `PatchOptions`.
+    pub fn write_options(&self, kind: &'static str) -> Result<WriteOptions> {
+        let options_invalid = |error| options_invalid(kind, error);
+        let dry_run = dry_run(kind, self.query.all("dryRun"))?;
         let validation = match self.query.text("fieldValidation") {
             None | Some("Warn") => Validation::Warn,
             Some("Strict") => Validation::Strict,
@@ -95,7 +97,7 @@ impl Call {
                 return Err(options_invalid(crate::status::FieldError::not_supported(
                     "fieldValidation",
                     other,
-                    &["Ignore", "Strict", "Warn"],
+                    &["", "Ignore", "Strict", "Warn"],
                 )));
             }
         };
@@ -150,26 +152,25 @@ impl Call {
 }
 
 /// Whether `dryRun` values ask for one.
-pub fn dry_run<'a>(values: impl Iterator<Item = &'a str>) -> Result<bool> {
+pub fn dry_run<'a>(kind: &str, values: impl Iterator<Item = &'a str>) -> Result<bool> {
     let mut dry_run = false;
     for value in values {
         match value {
             "" => {}
             "All" => dry_run = true,
             other => {
-                return Err(options_invalid(crate::status::FieldError::not_supported(
-                    "dryRun",
-                    other,
-                    &["All"],
-                )));
+                return Err(options_invalid(
+                    kind,
+                    crate::status::FieldError::not_supported("dryRun", serde_json::json!([other]), &["All"]),
+                ));
             }
         }
     }
     Ok(dry_run)
 }
 
-fn options_invalid(error: crate::status::FieldError) -> Status {
-    Status::invalid("meta.k8s.io", "WriteOptions", "", vec![error])
+fn options_invalid(kind: &str, error: crate::status::FieldError) -> Status {
+    Status::invalid("meta.k8s.io", kind, "", vec![error])
 }
 
 /// What a failure of the store means to the client.

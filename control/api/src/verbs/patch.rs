@@ -25,7 +25,7 @@ impl Call {
         if type_ == "application/apply-patch+yaml" {
             return self.apply(body, subresource).await;
         }
-        let options = self.write_options()?;
+        let options = self.write_options("PatchOptions")?;
         if options.force.is_some() {
             let error = FieldError::forbidden("force", "may not be specified for non-apply patch");
             return Err(Status::invalid("meta.k8s.io", "PatchOptions", "", vec![error]));
@@ -59,13 +59,18 @@ impl Call {
                 }
                 for field in ["apiVersion", "kind"] {
                     if new.get(field) != old.get(field) {
-                        return Err(Status::bad_request(format!(
+                        return Err(Status::patch_invalid(format!(
                             "the {field} of an object cannot be changed by a patch"
                         )));
                     }
                 }
+                if object::namespace(&new) != object::namespace(old) {
+                    return Err(Status::bad_request(
+                        "the namespace of the provided object does not match the namespace sent on the request",
+                    ));
+                }
                 let (new, more) = schema::decode_value(new, ty, validation)
-                    .map_err(|error| Status::bad_request(error.for_kind(ty)))?;
+                    .map_err(|error| Status::patch_invalid(error.for_kind(ty)))?;
                 warnings.extend(more);
                 Ok(new)
             })
@@ -79,7 +84,7 @@ impl Call {
             let error = FieldError::required("fieldManager", "is required for apply patch");
             return Err(Status::invalid("meta.k8s.io", "PatchOptions", "", vec![error]));
         }
-        let options = self.write_options()?;
+        let options = self.write_options("PatchOptions")?;
         let force = options.force.unwrap_or(false);
         let ty = self.kind.ty();
         let mut config =
@@ -91,6 +96,11 @@ impl Call {
         {
             return Err(Status::bad_request("metadata.managedFields must be nil"));
         }
+        let (version, kind) = (object::text(&config, "/apiVersion"), object::text(&config, "/kind"));
+        if kind != &*self.kind.kind || version.is_empty() {
+            let version = if version.is_empty() { "/" } else { version };
+            return Err(Status::bad_request(format!("invalid object type: {version}, Kind={kind}")));
+        }
         self.check_identity(&mut config)?;
         match object::name(&config) {
             "" => {
@@ -99,7 +109,7 @@ impl Call {
             }
             name if name != self.path.name => {
                 return Err(Status::bad_request(format!(
-                    "name in URL does not match name in request: {} != {name}",
+                    "the name of the object ({name}) does not match the name on the URL ({})",
                     self.path.name
                 )));
             }

@@ -35,7 +35,9 @@ impl Token {
     }
 
     fn decode(text: &str) -> Result<Self> {
-        let bad = |why: &str| Status::bad_request(format!("continue key is not valid: {why}"));
+        let bad = |why: &str| {
+            Status::bad_request(format!("invalid continue token: continue key is not valid: {why}"))
+        };
         let bytes =
             STANDARD_NO_PAD.decode(text.trim_end_matches('=')).map_err(|error| bad(&error.to_string()))?;
         let mut token: Self = serde_json::from_slice(&bytes).map_err(|error| bad(&error.to_string()))?;
@@ -98,7 +100,7 @@ pub fn wanted(call: &Call, limit: usize) -> Result<Wanted> {
 pub fn parse_revision(text: &str) -> Result<Revision> {
     text.parse().map(Revision).map_err(|_| {
         Status::bad_request(format!(
-            "invalid resource version: strconv.ParseUint: parsing {text:?}: invalid syntax"
+            "invalid resource version: resourceVersion: Invalid value: {text:?}: strconv.ParseUint: parsing {text:?}: invalid syntax"
         ))
     })
 }

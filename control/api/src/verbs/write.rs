@@ -141,7 +141,7 @@ impl Call {
     }
 
     pub async fn create(&mut self, body: Bytes) -> Result<Response<Body>> {
-        let options = self.write_options()?;
+        let options = self.write_options("CreateOptions")?;
         let form = self.form()?;
         let object = self.decode(&body, &options)?;
         let written = self.create_object(object, &options, Track::Update).await?;
@@ -245,7 +245,7 @@ impl Call {
     }
 
     pub async fn update(&mut self, body: Bytes, subresource: Option<Subresource>) -> Result<Response<Body>> {
-        let options = self.write_options()?;
+        let options = self.write_options("UpdateOptions")?;
         let form = self.form()?;
         let object = self.decode(&body, &options)?;
         let name = object::name(&object);

@@ -13,6 +13,7 @@ mod openapi;
 mod patches;
 mod pods;
 mod protobuf;
+mod recordings;
 mod reviews;
 mod strangers;
 mod tokens;
