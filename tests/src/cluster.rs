@@ -111,7 +111,7 @@ impl Cluster {
             let bin = self.dir.path().join("busybox/bin");
             fs::create_dir_all(&bin).expect("a folder");
             fs::copy(assets::busybox(), bin.join("busybox")).expect("a copy");
-            for name in ["sh", "cat", "sleep", "wget"] {
+            for name in ["sh", "cat", "sleep", "tar", "wget"] {
                 std::os::unix::fs::symlink("busybox", bin.join(name)).expect("a link");
             }
             let rootfs = self.dir.path().join("busybox").display().to_string();

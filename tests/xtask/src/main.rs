@@ -7,6 +7,7 @@
 mod bench;
 mod build;
 mod command;
+mod conformance;
 mod demo;
 mod forward;
 mod go;
@@ -28,6 +29,7 @@ Usage: cargo xtask COMMAND
   test [--vm] [FILTER]               check the style, run the tests; with FILTER only the tests whose names have it;
                                      with --vm then the runtime's on cgroup v2, in a virtual machine
   bench NAME [--check] [--json FILE] measure; NAME is first-apply. --check fails where a target is missed
+  conformance kubectl [AREA]...      take a stock kubectl, built with Go, on a tour of a cluster
   build                              build what the others use
   help                               print this
 
@@ -51,6 +53,7 @@ fn main() -> ExitCode {
         "test" => suite::run(rest),
         "bench" => bench::run(rest),
         "build" => build::run(rest),
+        "conformance" => conformance::run(rest),
         "help" | "--help" | "-h" => {
             println!("{HELP}");
             Ok(ExitCode::SUCCESS)

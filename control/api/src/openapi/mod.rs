@@ -24,8 +24,10 @@ mod gnostic;
 mod paths;
 mod types;
 
-/// The protobuf form of version 2; the constant of kube-openapi's handler.
+/// The protobuf form of version 2 as clients ask for it; the constant of kube-openapi's handler.
 const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+/// The same as it is answered: Go's clients refuse a media type with an `@`, which is why kube-openapi's handler says it so.
+const V2_PROTOBUF_SAID: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
 const JSON: &str = "application/json";
 /// A URL with a hash names its content forever; a year is what HTTP calls so (RFC 9111).
 const IMMUTABLE: &str = "public, max-age=31536000, immutable";
@@ -149,7 +151,7 @@ impl Documents {
         Self {
             index: json!({"paths": index}).to_string().into(),
             v3,
-            v2_protobuf: Document::new(V2_PROTOBUF, gnostic::encode(&v2)),
+            v2_protobuf: Document::new(V2_PROTOBUF_SAID, gnostic::encode(&v2)),
             v2: Document::new(JSON, v2.to_string().into_bytes()),
         }
     }
@@ -204,8 +206,8 @@ fn accepts(headers: &HeaderMap, offered: &[&'static str]) -> Result<&'static str
     }
     let named = media_types(&accept).into_iter().find_map(|media| match media.type_ {
         "*/*" | "application/*" => Some(offered[0]),
-        // Old clients name the protobuf of version 2 so.
-        "application/com.github.googleapis.gnostic.OpenAPIv2+protobuf" => {
+        // Its own name, and that which old clients use.
+        V2_PROTOBUF_SAID | "application/com.github.googleapis.gnostic.OpenAPIv2+protobuf" => {
             offered.contains(&V2_PROTOBUF).then_some(V2_PROTOBUF)
         }
         type_ => offered.iter().copied().find(|own| *own == type_),

@@ -241,7 +241,12 @@ fn merge_field(
                     if strategy.merge.is_some() =>
                 {
                     let old = old.and_then(Value::as_array_mut).map(std::mem::take).unwrap_or_default();
-                    merge_list(old, items, strategy.merge.unwrap_or_default(), item.as_type())?
+                    let key = strategy.merge.unwrap_or_default();
+                    let (order, server) = (items.clone(), old.clone());
+                    let mut merged = merge_list(old, items, key, item.as_type())?;
+                    // What the patch brings goes before what only the server has, as in Kubernetes.
+                    reorder(&mut merged, &order, &server, key);
+                    merged
                 }
                 _ => items,
             };

@@ -164,7 +164,9 @@ async fn version_2_goes_out_as_gnostics_protobuf() {
     let harness = Harness::start().await;
     let client = harness.admin();
     let (code, headers, body) = get(&client, "/openapi/v2", &[("Accept", TYPE)]).await;
-    assert_eq!((code, headers["content-type"].to_str().unwrap()), (200, TYPE));
+    // A media type with an `@` is none to Go's clients.
+    let said = TYPE.replace('@', ".");
+    assert_eq!((code, headers["content-type"].to_str().unwrap()), (200, said.as_str()));
     assert_eq!(field(&body, 1), b"2.0");
     let json = json(&client, "/openapi/v2").await;
     let names = |message: Vec<u8>, number| -> Vec<String> {

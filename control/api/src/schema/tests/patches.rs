@@ -41,8 +41,8 @@ fn strategic_patches_merge_lists_by_key() {
     assert_eq!(
         strategic(pod, patch, ty("", "Pod")),
         json!({
-        "spec": {"containers": [{"name": "a", "image": "2", "args": ["y"]}, {"name": "b"}, {"name": "c", "env": [{"name": "E"}]}],
-        "tolerations": [{"key": "l"}]}, "metadata": {"finalizers": ["x", "y", "z"]}})
+        "spec": {"containers": [{"name": "a", "image": "2", "args": ["y"]}, {"name": "c", "env": [{"name": "E"}]}, {"name": "b"}],
+        "tolerations": [{"key": "l"}]}, "metadata": {"finalizers": ["z", "x", "y"]}})
     );
 }
 
