@@ -517,12 +517,16 @@ impl Call {
         match (subresource, verb) {
             (None, Verb::Create) if let Some(review) = self.kind.review => self.review(body, review),
             (None, Verb::Create) => self.create(body).await,
-            (None | Some(Subresource::Status), Verb::Get) => self.get().await,
+            (None | Some(Subresource::Status | Subresource::Approval), Verb::Get) => self.get().await,
             (None, Verb::List) => self.list().await,
             (None, Verb::Delete) => self.delete(body).await,
             (None, Verb::DeleteCollection) => self.delete_collection(body).await,
-            (None | Some(Subresource::Status), Verb::Update) => self.update(body, subresource).await,
-            (None | Some(Subresource::Status), Verb::Patch) => self.patch(body, subresource).await,
+            (None | Some(Subresource::Status | Subresource::Approval), Verb::Update) => {
+                self.update(body, subresource).await
+            }
+            (None | Some(Subresource::Status | Subresource::Approval), Verb::Patch) => {
+                self.patch(body, subresource).await
+            }
             (Some(Subresource::Scale), Verb::Get) => self.get_scale(),
             (Some(Subresource::Scale), Verb::Update | Verb::Patch) => self.set_scale(verb, body).await,
             (Some(Subresource::Binding), Verb::Create) => self.bind(body).await,

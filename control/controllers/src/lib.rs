@@ -17,6 +17,7 @@
 //! | [`account`] | Namespaces, default ServiceAccounts | a `default` account in each namespace |
 //! | [`root_ca`] | Namespaces, ConfigMaps of that name | `kube-root-ca.crt` in each namespace |
 //! | [`role`] | ClusterRoles | the rules of those that are made of others |
+//! | [`certificates`] | CertificateSigningRequests | approves and signs those of nodes |
 //! | [`node::lifecycle`] | Nodes, node Leases | Ready=Unknown and taints when a node falls silent |
 //! | [`node::eviction`] | Pods, Nodes' taints | deletes pods that do not, or no longer, tolerate a NoExecute taint |
 //! | [`node::ipam`] | Nodes | a pod range for each node |
@@ -26,6 +27,7 @@
 
 pub mod account;
 mod backoff;
+pub mod certificates;
 pub mod cronjob;
 pub mod daemonset;
 pub mod deployment;
@@ -47,6 +49,7 @@ pub mod views;
 use std::future::Future;
 use std::net::Ipv4Addr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::{JoinHandle, JoinSet};
@@ -54,6 +57,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info, info_span};
 use wharf_kit::api::Rest;
 use wharf_kit::event::Recorder;
+use wharf_kit::identity::Ca;
 use wharf_kit::view::Hub;
 
 /// What the loops need to know of their cluster.
@@ -70,6 +74,8 @@ pub struct Config {
     pub node_grace: Duration,
     /// More ended pods than this are deleted, oldest first. Kubernetes' default is 12,500.
     pub ended_pods_kept: usize,
+    /// What signs certificates of nodes; none are signed without.
+    pub signer: Option<Arc<Ca>>,
 }
 
 impl Config {
@@ -81,6 +87,7 @@ impl Config {
             root_ca_pem: root_ca_pem.into(),
             node_grace: Duration::from_secs(40),
             ended_pods_kept: 12_500,
+            signer: None,
         }
     }
 }
@@ -111,6 +118,7 @@ const LOOPS: &[(&str, Run)] = &[
     ("account", |context| Box::pin(account::run(context))),
     ("root-ca", |context| Box::pin(root_ca::run(context))),
     ("role", |context| Box::pin(role::run(context))),
+    ("certificates", |context| Box::pin(certificates::run(context))),
     ("node-lifecycle", |context| Box::pin(node::lifecycle::run(context))),
     ("taint-eviction", |context| Box::pin(node::eviction::run(context))),
     ("node-ipam", |context| Box::pin(node::ipam::run(context))),

@@ -637,7 +637,15 @@ pub struct NodeSpec {
 #[serde(default)]
 pub struct NodeStatus {
     #[serde(deserialize_with = "or_default")]
+    pub addresses: Vec<NodeAddress>,
+    #[serde(deserialize_with = "or_default")]
     pub conditions: Vec<Condition>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct NodeAddress {
+    pub address: String,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]

@@ -12,13 +12,15 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKeyDer};
+use tokio::sync::watch;
+use x509_parser::prelude::FromDer as _;
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// Ten years, as kubeadm gives its CA.
@@ -47,6 +49,8 @@ pub enum Error {
     },
     #[error("{user} cannot be in {count} groups: a certificate names {MAX_GROUPS} at most")]
     TooManyGroups { user: String, count: usize },
+    #[error("the certificate request is not valid")]
+    BadRequest(#[source] rcgen::Error),
     #[error("the CA's certificate and key cannot be used")]
     BadCa(#[source] rcgen::Error),
     #[error("{what} is not valid PEM")]
@@ -84,6 +88,12 @@ pub struct Ca {
     cert_pem: String,
     key_pem: String,
     issuer: Issuer<'static, KeyPair>,
+}
+
+impl std::fmt::Debug for Ca {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("Ca").field("cert_pem", &self.cert_pem).finish_non_exhaustive()
+    }
 }
 
 impl Ca {
@@ -171,12 +181,7 @@ impl Ca {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
         params.extended_key_usages = uses.to_vec();
         params.use_authority_key_identifier_extension = true;
-        for name in names {
-            params.subject_alt_names.push(match name.as_ref().parse::<IpAddr>() {
-                Ok(address) => SanType::IpAddress(address),
-                Err(_) => SanType::DnsName(name.as_ref().try_into().map_err(&failed)?),
-            });
-        }
+        params.subject_alt_names = alternative_names(names).map_err(&failed)?;
         let key = KeyPair::generate().map_err(&failed)?;
         let cert = params.signed_by(&key, &self.issuer).map_err(&failed)?;
         Ok(Pair { cert_pem: cert.pem(), key_pem: key.serialize_pem() })
@@ -187,6 +192,95 @@ impl Ca {
 pub fn signing_key() -> Result<String, Error> {
     let key = KeyPair::generate().map_err(issue_error("a signing key"))?;
     Ok(key.serialize_pem())
+}
+
+/// A request for a certificate (PKCS #10) whose signature was checked: who asks has the key.
+#[derive(Debug)]
+pub struct Request {
+    /// The common name.
+    pub user: String,
+    /// The organizations.
+    pub groups: Vec<String>,
+    pub dns_names: Vec<String>,
+    pub addresses: Vec<IpAddr>,
+    /// There are names of other sorts: URIs, mail addresses.
+    pub other_names: bool,
+    parsed: CertificateSigningRequestParams,
+}
+
+impl Request {
+    /// Reads and checks a PEM text.
+    pub fn read(pem: &str) -> Result<Self, Error> {
+        let der = CertificateSigningRequestDer::from_pem_slice(pem.as_bytes())
+            .map_err(|cause| Error::Pem { what: "the certificate request", cause })?;
+        let parsed = CertificateSigningRequestParams::from_der(&der).map_err(Error::BadRequest)?;
+        // rcgen keeps one value for each attribute type, and here a second group must not be overlooked.
+        let (_, whole) = x509_parser::certification_request::X509CertificationRequest::from_der(&der)
+            .map_err(|_| Error::Unreadable)?;
+        let subject = &whole.certification_request_info.subject;
+        let text = |attribute: &x509_parser::x509::AttributeTypeAndValue<'_>| {
+            attribute.as_str().map(str::to_owned).map_err(|_| Error::Unreadable)
+        };
+        let user = subject.iter_common_name().next().ok_or(Error::Nameless).and_then(text)?;
+        let groups = subject.iter_organization().map(text).collect::<Result<_, _>>()?;
+        let (mut dns_names, mut addresses, mut other_names) = (Vec::new(), Vec::new(), false);
+        for name in &parsed.params.subject_alt_names {
+            match name {
+                SanType::DnsName(name) => dns_names.push(name.as_str().to_owned()),
+                SanType::IpAddress(address) => addresses.push(*address),
+                _ => other_names = true,
+            }
+        }
+        Ok(Self { user, groups, dns_names, addresses, other_names, parsed })
+    }
+
+    /// Makes a key and asks for a certificate of it: for `user` in `groups` (at most two), at `names`.
+    /// Gives the key and the request, both PEM.
+    pub fn make<N: AsRef<str>>(user: &str, groups: &[&str], names: &[N]) -> Result<(String, String), Error> {
+        let failed = issue_error(user);
+        let mut params = params(user, groups, LEAF_VALIDITY);
+        params.subject_alt_names = alternative_names(names).map_err(&failed)?;
+        let key = KeyPair::generate().map_err(&failed)?;
+        let request = params.serialize_request(&key).and_then(|request| request.pem()).map_err(&failed)?;
+        Ok((key.serialize_pem(), request))
+    }
+}
+
+/// What a certificate is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    Client,
+    Server,
+}
+
+impl Ca {
+    /// Signs a request as it is, for `validity` at most a year. Whether its holder may have such a certificate is for
+    /// the caller to know. Gives the certificate, PEM.
+    pub fn sign(&self, request: &Request, purpose: Purpose, validity: Duration) -> Result<String, Error> {
+        let failed = issue_error(&request.user);
+        if request.groups.len() > MAX_GROUPS {
+            return Err(Error::TooManyGroups { user: request.user.clone(), count: request.groups.len() });
+        }
+        let groups: Vec<&str> = request.groups.iter().map(String::as_str).collect();
+        let mut params = params(&request.user, &groups, validity.min(LEAF_VALIDITY));
+        params.subject_alt_names = request.parsed.params.subject_alt_names.clone();
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
+        params.extended_key_usages = vec![match purpose {
+            Purpose::Client => ExtendedKeyUsagePurpose::ClientAuth,
+            Purpose::Server => ExtendedKeyUsagePurpose::ServerAuth,
+        }];
+        params.use_authority_key_identifier_extension = true;
+        let cert = params.signed_by(&request.parsed.public_key, &self.issuer).map_err(&failed)?;
+        Ok(cert.pem())
+    }
+}
+
+fn alternative_names<N: AsRef<str>>(names: &[N]) -> Result<Vec<SanType>, rcgen::Error> {
+    let name = |name: &N| match name.as_ref().parse::<IpAddr>() {
+        Ok(address) => Ok(SanType::IpAddress(address)),
+        Err(_) => Ok(SanType::DnsName(name.as_ref().try_into()?)),
+    };
+    names.iter().map(name).collect()
 }
 
 fn issue_error(subject: &str) -> impl Fn(rcgen::Error) -> Error {
@@ -235,6 +329,27 @@ impl Pair {
     pub fn save(&self, cert: &Path, key: &Path) -> Result<(), Error> {
         write_private(key, self.key_pem.as_bytes())?;
         write_public(cert, self.cert_pem.as_bytes())
+    }
+
+    /// The share of its life that the first certificate still has, 0 to 1; `None` if it cannot be read.
+    pub fn life_left(&self) -> Option<f64> {
+        let (whole, left) = self.life()?;
+        Some((left / whole).clamp(0.0, 1.0))
+    }
+
+    /// How long it takes until `share` of its life is left; zero if less is. `None` if it cannot be read.
+    pub fn until_left(&self, share: f64) -> Option<Duration> {
+        let (whole, left) = self.life()?;
+        Some(Duration::from_secs_f64((left - whole * share).max(0.0)))
+    }
+
+    /// The first certificate's life and what is left of it, in seconds.
+    fn life(&self) -> Option<(f64, f64)> {
+        let der = certificates(&self.cert_pem).ok()?;
+        let (_, cert) = x509_parser::parse_x509_certificate(der.first()?).ok()?;
+        let (from, to) = (cert.validity().not_before.timestamp(), cert.validity().not_after.timestamp());
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).ok()?.as_secs_f64();
+        Some(((to - from).max(1) as f64, to as f64 - now))
     }
 
     /// How long the first certificate is still valid; `None` if it expired or cannot be read.
@@ -294,6 +409,54 @@ pub fn client_config(ca_pem: &str, pair: Option<&Pair>, alpn: &[&[u8]]) -> Resul
     };
     config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
     Ok(Arc::new(config))
+}
+
+/// As [`client_config`], for a client whose certificate is renewed: each connection shows the newest.
+pub fn renewing_client_config(
+    ca_pem: &str,
+    pair: watch::Receiver<Pair>,
+    alpn: &[&[u8]],
+) -> Result<Arc<ClientConfig>, Error> {
+    certified(&pair.borrow())?; // a bad one is told at once
+    let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
+    let builder = builder.map_err(Error::Tls)?.with_root_certificates(roots(ca_pem)?);
+    let mut config = builder.with_client_cert_resolver(Arc::new(Newest(pair)));
+    config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
+    Ok(Arc::new(config))
+}
+
+#[derive(Debug)]
+struct Newest(watch::Receiver<Pair>);
+
+impl rustls::client::ResolvesClientCert for Newest {
+    fn resolve(
+        &self,
+        _hints: &[&[u8]],
+        _schemes: &[rustls::SignatureScheme],
+    ) -> Option<Arc<rustls::sign::CertifiedKey>> {
+        certified(&self.0.borrow()).ok()
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
+fn certified(pair: &Pair) -> Result<Arc<rustls::sign::CertifiedKey>, Error> {
+    let (certs, key) = (certificates(&pair.cert_pem)?, private_key(&pair.key_pem)?);
+    rustls::sign::CertifiedKey::from_der(certs, key, &provider()).map(Arc::new).map_err(Error::Tls)
+}
+
+/// The SHA-256 of a certificate's public key (its SubjectPublicKeyInfo), in hexadecimal: as kubeadm pins a CA.
+pub fn public_key_hash(der: &[u8]) -> Result<String, Error> {
+    let (_, cert) = x509_parser::parse_x509_certificate(der).map_err(|_| Error::Unreadable)?;
+    let digest = ring::digest::digest(&ring::digest::SHA256, cert.public_key().raw);
+    Ok(digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// A certificate as a PEM text.
+pub fn pem(der: &[u8]) -> String {
+    pem::encode(&pem::Pem::new("CERTIFICATE", der))
 }
 
 fn provider() -> Arc<rustls::crypto::CryptoProvider> {
@@ -432,6 +595,44 @@ mod tests {
         assert!(meet(optional.clone(), foreign).await.is_err());
         let distrusting = client_config(other.cert_pem(), None, ALPN_HTTP).unwrap();
         assert!(meet(optional, distrusting).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_signed_request_is_a_certificate_of_its_key_and_one_that_was_changed_is_none() {
+        let ca = Ca::generate("test-ca").unwrap();
+        let serving = ca.server("wharf", &["127.0.0.1"]).unwrap();
+        let server = server_config(&serving, ClientAuth::Required(ca.cert_pem()), ALPN_HTTP).unwrap();
+        let none: [&str; 0] = [];
+        let (key_pem, pem) = Request::make("system:node:n1", &["system:nodes", "other"], &none).unwrap();
+        let request = Request::read(&pem).unwrap();
+        assert_eq!((&*request.user, request.groups.len()), ("system:node:n1", 2));
+        let cert_pem = ca.sign(&request, Purpose::Client, DAY).unwrap();
+        let pair = Pair { cert_pem, key_pem };
+        assert!(pair.remaining().unwrap() <= DAY);
+        let client = client_config(ca.cert_pem(), Some(&pair), ALPN_HTTP).unwrap();
+        let peer = meet(server.clone(), client).await.unwrap().expect("shown");
+        assert_eq!(
+            (&*peer.user, &*peer.groups),
+            ("system:node:n1", &["system:nodes".to_owned(), "other".to_owned()][..])
+        );
+        // A certificate for one purpose is good for no other.
+        let (key_pem, pem) = Request::make("n1", &[], &["127.0.0.1", "n1"]).unwrap();
+        let request = Request::read(&pem).unwrap();
+        assert_eq!((request.dns_names.len(), request.addresses.len()), (1, 1));
+        let cert_pem = ca.sign(&request, Purpose::Server, DAY).unwrap();
+        let client = client_config(ca.cert_pem(), Some(&Pair { cert_pem, key_pem }), ALPN_HTTP).unwrap();
+        assert!(meet(server, client).await.is_err());
+
+        use base64::prelude::{BASE64_STANDARD, Engine as _};
+        let encoded = |der: &[u8]| {
+            let text = BASE64_STANDARD.encode(der);
+            format!("-----BEGIN CERTIFICATE REQUEST-----\n{text}\n-----END CERTIFICATE REQUEST-----\n")
+        };
+        let mut der = CertificateSigningRequestDer::from_pem_slice(pem.as_bytes()).unwrap().to_vec();
+        assert!(Request::read(&encoded(&der)).is_ok());
+        let at = der.windows(2).position(|two| two == b"n1").unwrap();
+        der[at + 1] = b'2'; // another name than the key's holder signed
+        assert!(matches!(Request::read(&encoded(&der)), Err(Error::BadRequest(_))));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use tower::ServiceExt;
 use wharf_api::{ApiServer, TokenIssuer, TokenKeys, UserInfo};
 use wharf_image::registry::{self, Registry};
 use wharf_kit::api::Rest;
-use wharf_kit::identity::{self, ClientAuth};
+use wharf_kit::identity::{self, Ca, ClientAuth};
 use wharf_kit::leader::{Candidate, Timing};
 use wharf_kit::view::Key;
 use wharf_scheduler::Scheduler;
@@ -110,6 +110,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let mut config = wharf_controllers::Config::new(pki.ca.cert_pem());
     config.node_grace =
         options.node_monitor_grace_period.try_into().context("--node-monitor-grace-period")?;
+    config.signer = Some(Arc::new(Ca::load(pki.ca.cert_pem(), pki.ca.key_pem())?));
     let start = move |stop| wharf_controllers::start(client.clone(), config.clone(), stop);
     let controllers = led("kube-controller-manager", Box::new(start));
     let node = match options.with_node {

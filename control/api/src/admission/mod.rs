@@ -9,6 +9,7 @@ use crate::kinds::{Kind, Kinds, Subresource};
 use crate::status::Result;
 use crate::storage::Storage;
 
+mod certificates;
 mod namespace_lifecycle;
 mod node_restriction;
 mod pods;
@@ -67,6 +68,8 @@ type Plugin = fn(&mut Request<'_>, &World<'_>) -> Result<()>;
 /// The chain, in its order: later plugins see what earlier ones set.
 const CHAIN: &[(&str, Plugin)] = &[
     ("NamespaceLifecycle", namespace_lifecycle::admit),
+    ("CertificateRequester", certificates::requester),
+    ("CertificateSubjectRestriction", certificates::subject),
     ("NodeRestriction", node_restriction::admit),
     ("ServiceAccount", pods::service_account),
     ("Priority", priority::admit),

@@ -13,6 +13,8 @@ pub struct Bootstrap {
     pub object: Value,
 }
 
+const CERTIFICATES: &[&str] = &["certificates.k8s.io"];
+
 fn rule(groups: &[&str], resources: &[&str], verbs: &[&str]) -> Value {
     json!({"apiGroups": groups, "resources": resources, "verbs": verbs})
 }
@@ -292,6 +294,8 @@ pub fn rbac() -> Vec<Bootstrap> {
                 rule(&["batch"], &["jobs"], &["create"]),
                 rule(&["discovery.k8s.io"], &["endpointslices"], &["create"]),
                 rule(&["coordination.k8s.io"], &["leases"], &["create"]),
+                rule(&["authorization.k8s.io"], &["subjectaccessreviews"], &["create"]),
+                rule(CERTIFICATES, &["signers"], &["approve", "sign"]),
             ],
         ),
         // Granted by the node authorizer, not by a binding; it is here for who looks it up.
@@ -323,6 +327,14 @@ pub fn rbac() -> Vec<Bootstrap> {
                 &["get"],
             )],
         ),
+        role(
+            "system:certificates.k8s.io:certificatesigningrequests:nodeclient",
+            vec![rule(CERTIFICATES, &["certificatesigningrequests/nodeclient"], &["create"])],
+        ),
+        role(
+            "system:certificates.k8s.io:certificatesigningrequests:selfnodeclient",
+            vec![rule(CERTIFICATES, &["certificatesigningrequests/selfnodeclient"], &["create"])],
+        ),
         role("wharf:node-router", vec![rule(&[""], &["nodes"], &["list", "watch"])]),
         role("wharf:registry-puller", vec![paths(&["/v2/*", "/v2"], &["get", "head"])]),
         role("wharf:registry-pusher", vec![paths(&["/v2/*", "/v2"], ALL)]),
@@ -347,6 +359,25 @@ pub fn rbac() -> Vec<Bootstrap> {
             "system:kube-controller-manager",
             "User",
             &["system:kube-controller-manager"],
+        ),
+        // Who has a bootstrap token may become a node, and a node may renew what it has: the bindings that kubeadm makes.
+        binding(
+            "wharf:node-bootstrapper",
+            "system:node-bootstrapper",
+            "Group",
+            &["system:bootstrappers", "system:nodes"],
+        ),
+        binding(
+            "wharf:node-autoapprove-bootstrap",
+            "system:certificates.k8s.io:certificatesigningrequests:nodeclient",
+            "Group",
+            &["system:bootstrappers"],
+        ),
+        binding(
+            "wharf:node-autoapprove-certificate-rotation",
+            "system:certificates.k8s.io:certificatesigningrequests:selfnodeclient",
+            "Group",
+            &["system:nodes"],
         ),
         // A node leads packets to the pods of the others, so it must know where those are. (In Kubernetes the service
         // proxy and the network plugin of each node may look; they are other users there.)

@@ -9,6 +9,7 @@ pub mod bootstrap;
 mod escalation;
 pub mod node;
 pub mod rbac;
+mod signer;
 
 /// What is to be allowed.
 #[derive(Clone, Copy, Debug)]

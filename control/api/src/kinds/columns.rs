@@ -109,6 +109,31 @@ pub const EVENT: &[Column] = &[
 pub const LEASE: &[Column] =
     &[NAME, text_column("Holder", |o, _| json!(text(o, "/spec/holderIdentity"))), AGE];
 
+pub const CERTIFICATE_REQUEST: &[Column] = &[
+    NAME,
+    AGE,
+    text_column("SignerName", |o, _| json!(text(o, "/spec/signerName"))),
+    text_column("Requestor", |o, _| json!(text(o, "/spec/username"))),
+    text_column("RequestedDuration", |o, _| match number(o, "/spec/expirationSeconds") {
+        Some(seconds) => json!(format!("{seconds}s")),
+        None => json!("<none>"),
+    }),
+    text_column("Condition", |o, _| {
+        let has = |kind| list(o, "/status/conditions").iter().any(|one| text(one, "/type") == kind);
+        let verdict = if has("Denied") {
+            "Denied"
+        } else if has("Approved") {
+            "Approved"
+        } else {
+            "Pending"
+        };
+        let issued = !text(o, "/status/certificate").is_empty();
+        let more = [(has("Failed"), "Failed"), (issued, "Issued")].into_iter().filter(|(holds, _)| *holds);
+        let words: Vec<&str> = std::iter::once(verdict).chain(more.map(|(_, word)| word)).collect();
+        json!(words.join(","))
+    }),
+];
+
 pub const RUNTIME_CLASS: &[Column] = &[NAME, text_column("Handler", |o, _| json!(text(o, "/handler"))), AGE];
 
 pub const PRIORITY_CLASS: &[Column] = &[

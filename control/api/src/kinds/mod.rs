@@ -13,6 +13,7 @@ use crate::schema::{Schema, Type};
 use crate::status::FieldError;
 use crate::validate;
 
+mod certificate;
 pub mod columns;
 mod config;
 mod daemonset;
@@ -52,10 +53,11 @@ pub enum Subresource {
     Attach,
     Finalize,
     Token,
+    Approval,
 }
 
 impl Subresource {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Status,
         Self::Scale,
         Self::Binding,
@@ -66,6 +68,7 @@ impl Subresource {
         Self::Attach,
         Self::Finalize,
         Self::Token,
+        Self::Approval,
     ];
 
     pub fn as_str(self) -> &'static str {
@@ -80,6 +83,7 @@ impl Subresource {
             Self::Attach => "attach",
             Self::Finalize => "finalize",
             Self::Token => "token",
+            Self::Approval => "approval",
         }
     }
 

@@ -1,9 +1,12 @@
 //! The built-in kinds.
 
-use super::Subresource::{Attach, Binding, Eviction, Exec, Finalize, Log, PortForward, Scale, Status, Token};
+use super::Subresource::{
+    Approval, Attach, Binding, Eviction, Exec, Finalize, Log, PortForward, Scale, Status, Token,
+};
 use super::{
-    Kind, columns, config, daemonset, deployment, disruption, endpoints, event, job, lease, limits,
-    namespace, node, pod, priority_class, rbac, replicaset, revision, runtimeclass, service, statefulset,
+    Kind, certificate, columns, config, daemonset, deployment, disruption, endpoints, event, job, lease,
+    limits, namespace, node, pod, priority_class, rbac, replicaset, revision, runtimeclass, service,
+    statefulset,
 };
 use crate::reviews;
 
@@ -76,6 +79,9 @@ pub fn rows() -> Vec<Kind> {
         Kind::new("batch", "v1", "Job", "jobs").categories(&["all"])
             .subresources(&[Status])
             .columns(columns::JOB).strategy(&job::Job),
+        Kind::new("certificates.k8s.io", "v1", "CertificateSigningRequest", "certificatesigningrequests")
+            .short_names(&["csr"]).cluster_wide().subresources(&[Status, Approval]).fields(&["spec.signerName"])
+            .columns(columns::CERTIFICATE_REQUEST).strategy(&certificate::CertificateSigningRequest),
         Kind::new("coordination.k8s.io", "v1", "Lease", "leases")
             .columns(columns::LEASE).strategy(&lease::Lease),
         Kind::new("discovery.k8s.io", "v1", "EndpointSlice", "endpointslices")

@@ -456,6 +456,7 @@ impl Call {
         if !errors.is_empty() {
             return Err(Status::invalid(&kind.group, &kind.kind, &self.path.name, errors));
         }
+        self.check_signer(new, old, change.subresource)?;
         self.check_escalation(new, Some(old))
     }
 }

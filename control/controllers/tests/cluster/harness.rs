@@ -14,6 +14,7 @@ use tower::ServiceExt as _;
 use wharf_api::{ApiServer, UserInfo};
 use wharf_controllers::views::Pod;
 use wharf_kit::api::{Absent, Delete, Error, Ignored, Kind, PatchKind, Rest};
+use wharf_kit::identity::Ca;
 use wharf_kit::reconcile::{Controller, Next, Pass};
 use wharf_kit::view::{Filter, Hub, Key, Store, View};
 
@@ -69,7 +70,11 @@ impl World {
             stop,
             _folder: folder,
         };
-        let config = wharf_controllers::Config { node_grace, ..wharf_controllers::Config::new(CA) };
+        let config = wharf_controllers::Config {
+            node_grace,
+            signer: Some(Arc::new(Ca::generate("test-ca").unwrap())),
+            ..wharf_controllers::Config::new(CA)
+        };
         let controllers = world.counted("kube-controller-manager");
         world.tasks.push(wharf_controllers::start(controllers, config, world.stop.clone()));
         let scheduler = world.counted("kube-scheduler");
@@ -91,6 +96,11 @@ impl World {
     /// Cancelled when the world ends.
     pub fn stopping(&self) -> CancellationToken {
         self.stop.clone()
+    }
+
+    /// The API as another user.
+    pub fn user(&self, name: &str, groups: &[&str]) -> Rest {
+        Rest::new(self.server.client(UserInfo::new(name, groups.iter().copied())))
     }
 
     /// Requests of scheduler and controllers so far.

@@ -385,6 +385,143 @@ async fn pods_leave_a_silent_node_when_their_toleration_ends_and_a_deleted_node_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn certificates_of_nodes_are_issued_to_who_may_have_them() {
+    use base64::prelude::{BASE64_STANDARD, Engine as _};
+    use wharf_kit::identity::{Request, certificates, peer_identity};
+    let world = World::start(LONG).await;
+    let csrs = wharf_kit::api::Kind::new(
+        "certificates.k8s.io",
+        "v1",
+        "CertificateSigningRequest",
+        "certificatesigningrequests",
+    )
+    .cluster();
+    let ask = |name: &str, user: &str, group: &str| {
+        let none: [&str; 0] = [];
+        let (_, pem) = Request::make(user, &[group], &none).unwrap();
+        json!({
+            "apiVersion": "certificates.k8s.io/v1", "kind": "CertificateSigningRequest", "metadata": {"name": name},
+            "spec": {
+                "request": BASE64_STANDARD.encode(pem), "usages": ["client auth", "digital signature"],
+                "signerName": "kubernetes.io/kube-apiserver-client-kubelet", "username": "kubernetes-admin",
+                "expirationSeconds": 3600,
+            },
+        })
+    };
+    let condition = |csr: &Value, kind: &str| {
+        let conditions = csr["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        conditions.into_iter().find(|one| one["type"] == kind)
+    };
+    let issued = |name: &'static str| {
+        let world = &world;
+        async move {
+            world
+                .wait("issued", || async {
+                    let csr = world.get(csrs, "", name).await.ok_or("absent")?;
+                    let certificate = csr["status"]["certificate"].as_str().map(str::to_owned);
+                    certificate.ok_or(csr.to_string())
+                })
+                .await
+        }
+    };
+    // A machine with a bootstrap token becomes a node, whoever it says that it is.
+    let joining = world.user("system:bootstrap:abcdef", &["system:bootstrappers"]);
+    let made: Value =
+        joining.create(csrs, "", &ask("first", "system:node:n1", "system:nodes")).await.unwrap();
+    assert_eq!(made["spec"]["username"], "system:bootstrap:abcdef");
+    let pem = String::from_utf8(BASE64_STANDARD.decode(issued("first").await).unwrap()).unwrap();
+    let peer = peer_identity(&certificates(&pem).unwrap()[0]).unwrap();
+    assert_eq!((&*peer.user, &*peer.groups), ("system:node:n1", &["system:nodes".to_owned()][..]));
+    // The node renews its own, and gets nobody else's.
+    let node = world.user("system:node:n1", &["system:nodes"]);
+    node.create::<Ignored>(csrs, "", &ask("renewal", "system:node:n1", "system:nodes")).await.unwrap();
+    issued("renewal").await;
+    let theft = node.create::<Ignored>(csrs, "", &ask("theft", "system:node:n2", "system:nodes")).await;
+    let theft = theft.unwrap_err();
+    assert_eq!(theft.code(), 403);
+    assert!(theft.message().contains("can only create a node CSR with CN=system:node:n1"), "{theft:?}");
+    joining.create::<Ignored>(csrs, "", &ask("masters", "system:node:n3", "system:masters")).await.unwrap();
+    // A person may approve what nobody else did; what is no node's is not signed for all that.
+    let verdict =
+        json!({"status": {"conditions": [{"type": "Approved", "status": "True", "reason": "ByHand"}]}});
+    let approve = |rest: wharf_kit::api::Rest, name: &'static str| {
+        let verdict = verdict.clone();
+        async move {
+            rest.patch::<Ignored>(csrs, &Key::cluster(name), "approval", PatchKind::Merge, &verdict).await
+        }
+    };
+    let mut alice = ask("alice", "alice", "developers");
+    alice["spec"]["signerName"] = json!("kubernetes.io/kube-apiserver-client");
+    world.admin.create::<Ignored>(csrs, "", &alice).await.unwrap();
+    assert_eq!(approve(node.clone(), "alice").await.unwrap_err().code(), 403);
+    // To write verdicts is not enough: the signer's leave is another right.
+    let rbac =
+        |kind, plural| wharf_kit::api::Kind::new("rbac.authorization.k8s.io", "v1", kind, plural).cluster();
+    let role = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": "judge"},
+        "rules": [{"apiGroups": ["certificates.k8s.io"], "resources": ["certificatesigningrequests/approval"],
+                   "verbs": ["update", "patch"]}],
+    });
+    let binding = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": {"name": "judge"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "judge"},
+        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "judge"}],
+    });
+    world.admin.create::<Ignored>(rbac("ClusterRole", "clusterroles"), "", &role).await.unwrap();
+    world
+        .admin
+        .create::<Ignored>(rbac("ClusterRoleBinding", "clusterrolebindings"), "", &binding)
+        .await
+        .unwrap();
+    world
+        .wait("the role is known", || async {
+            let refused = approve(world.user("judge", &[]), "alice").await.unwrap_err();
+            assert_eq!(refused.code(), 403);
+            let words = "user not permitted to approve requests with signerName";
+            refused.message().contains(words).then_some(()).ok_or(refused.message())
+        })
+        .await;
+    let waiting = world.get(csrs, "", "alice").await.unwrap();
+    assert!(
+        waiting["status"]["conditions"].is_null() && waiting["status"]["certificate"].is_null(),
+        "{waiting}"
+    );
+    approve(world.admin.clone(), "alice").await.unwrap();
+    issued("alice").await;
+    approve(world.admin.clone(), "masters").await.unwrap();
+    let failed = world
+        .wait("failed", || async {
+            let csr = world.get(csrs, "", "masters").await.ok_or("absent")?;
+            condition(&csr, "Failed").ok_or(csr.to_string())
+        })
+        .await;
+    assert!(failed["message"].as_str().unwrap().contains("system:nodes"), "{failed}");
+    // What was asked, and a verdict once given, stay.
+    let key = Key::cluster("first");
+    let other = json!({"spec": {"username": "someone", "usages": ["any"]}});
+    let after: Value = world.admin.patch(csrs, &key, "", PatchKind::Merge, &other).await.unwrap();
+    assert_eq!(after["spec"], made["spec"]);
+    let none = json!({"status": {"conditions": null}});
+    for part in ["approval", "status"] {
+        let refused = world.admin.patch::<Ignored>(csrs, &key, part, PatchKind::Merge, &none).await;
+        assert_eq!(refused.unwrap_err().code(), 422, "{part}");
+    }
+    let changed = json!({"status": {"certificate": BASE64_STANDARD.encode("another")}});
+    let refused = world.admin.patch::<Ignored>(csrs, &key, "status", PatchKind::Merge, &changed).await;
+    assert_eq!(refused.unwrap_err().code(), 422);
+    let mut nonsense = ask("nonsense", "system:node:n1", "system:nodes");
+    nonsense["spec"]["request"] = json!(BASE64_STANDARD.encode("no request"));
+    nonsense["spec"]["expirationSeconds"] = json!(60);
+    let refused = world.admin.create::<Ignored>(csrs, "", &nonsense).await.unwrap_err();
+    assert_eq!(refused.code(), 422);
+    assert!(
+        refused.message().contains("spec.request") && refused.message().contains("600 seconds"),
+        "{refused:?}"
+    );
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_idle_control_plane_asks_for_nothing() {
     let world = World::start(LONG).await;
     world.add_node("n1", "4").await;
