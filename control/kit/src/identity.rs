@@ -19,8 +19,10 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKeyDer};
-use tokio::sync::watch;
+use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer as _;
+
+use crate::renew::Current;
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// Ten years, as kubeadm gives its CA.
@@ -163,6 +165,15 @@ impl Ca {
             names,
             &[ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth],
         )
+    }
+
+    /// A client certificate that ends when `validity` has passed.
+    #[cfg(test)]
+    pub(crate) fn short(&self, user: &str, validity: Duration) -> Result<Pair, Error> {
+        let none: [&str; 0] = [];
+        let (key_pem, request) = Request::make(user, &[], &none)?;
+        let cert_pem = self.sign(&Request::read(&request)?, Purpose::Client, validity)?;
+        Ok(Pair { cert_pem, key_pem })
     }
 
     fn issue<G: AsRef<str>, N: AsRef<str>>(
@@ -352,6 +363,28 @@ impl Pair {
         Some(((to - from).max(1) as f64, to as f64 - now))
     }
 
+    /// Whether it can be used: it has not expired, the key is the certificate's, and it is for `user` at all `names`.
+    pub fn is_good_for<N: AsRef<str>>(&self, user: &str, names: &[N]) -> bool {
+        let Ok(key) = certified(self) else { return false };
+        let Ok((_, cert)) = x509_parser::parse_x509_certificate(&key.cert[0]) else { return false };
+        let alternative = cert.subject_alternative_name().ok().flatten();
+        let has: Vec<String> = alternative
+            .iter()
+            .flat_map(|extension| &extension.value.general_names)
+            .filter_map(|name| match name {
+                GeneralName::DNSName(name) => Some((*name).to_owned()),
+                GeneralName::IPAddress(bytes) => match bytes.len() {
+                    4 => <[u8; 4]>::try_from(*bytes).ok().map(|bytes| IpAddr::from(bytes).to_string()),
+                    _ => <[u8; 16]>::try_from(*bytes).ok().map(|bytes| IpAddr::from(bytes).to_string()),
+                },
+                _ => None,
+            })
+            .collect();
+        self.remaining().is_some()
+            && peer_identity(&key.cert[0]).is_ok_and(|peer| peer.user == user)
+            && names.iter().all(|name| has.iter().any(|one| one == name.as_ref()))
+    }
+
     /// How long the first certificate is still valid; `None` if it expired or cannot be read.
     pub fn remaining(&self) -> Option<Duration> {
         let der = certificates(&self.cert_pem).ok()?;
@@ -371,9 +404,18 @@ pub enum ClientAuth<'a> {
     Required(&'a str),
 }
 
-/// The TLS configuration of a server.
+/// The TLS configuration of a server whose certificate stays.
 pub fn server_config(
     pair: &Pair,
+    clients: ClientAuth<'_>,
+    alpn: &[&[u8]],
+) -> Result<Arc<ServerConfig>, Error> {
+    renewing_server_config(&Current::new(pair)?, clients, alpn)
+}
+
+/// The TLS configuration of a server: each handshake shows the newest certificate.
+pub fn renewing_server_config(
+    current: &Current,
     clients: ClientAuth<'_>,
     alpn: &[&[u8]],
 ) -> Result<Arc<ServerConfig>, Error> {
@@ -390,61 +432,33 @@ pub fn server_config(
             builder.with_client_cert_verifier(verifier(ca)?.build().map_err(Error::ClientCa)?)
         }
     };
-    let mut config = builder
-        .with_single_cert(certificates(&pair.cert_pem)?, private_key(&pair.key_pem)?)
-        .map_err(Error::Tls)?;
+    let mut config = builder.with_cert_resolver(Arc::new(current.clone()));
     config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
     Ok(Arc::new(config))
 }
 
 /// The TLS configuration of a client that trusts `ca_pem` alone, and shows `pair` if it has one.
 pub fn client_config(ca_pem: &str, pair: Option<&Pair>, alpn: &[&[u8]]) -> Result<Arc<ClientConfig>, Error> {
-    let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
-    let builder = builder.map_err(Error::Tls)?.with_root_certificates(roots(ca_pem)?);
-    let mut config = match pair {
-        None => builder.with_no_client_auth(),
-        Some(pair) => builder
-            .with_client_auth_cert(certificates(&pair.cert_pem)?, private_key(&pair.key_pem)?)
-            .map_err(Error::Tls)?,
-    };
-    config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
-    Ok(Arc::new(config))
+    renewing_client_config(ca_pem, &pair.map(Current::new).transpose()?.unwrap_or_default(), alpn)
 }
 
-/// As [`client_config`], for a client whose certificate is renewed: each connection shows the newest.
+/// As [`client_config`], for a client whose certificate is renewed: each handshake shows the newest.
 pub fn renewing_client_config(
     ca_pem: &str,
-    pair: watch::Receiver<Pair>,
+    current: &Current,
     alpn: &[&[u8]],
 ) -> Result<Arc<ClientConfig>, Error> {
-    certified(&pair.borrow())?; // a bad one is told at once
     let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
     let builder = builder.map_err(Error::Tls)?.with_root_certificates(roots(ca_pem)?);
-    let mut config = builder.with_client_cert_resolver(Arc::new(Newest(pair)));
+    let mut config = builder.with_client_cert_resolver(Arc::new(current.clone()));
     config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
     Ok(Arc::new(config))
 }
 
-#[derive(Debug)]
-struct Newest(watch::Receiver<Pair>);
-
-impl rustls::client::ResolvesClientCert for Newest {
-    fn resolve(
-        &self,
-        _hints: &[&[u8]],
-        _schemes: &[rustls::SignatureScheme],
-    ) -> Option<Arc<rustls::sign::CertifiedKey>> {
-        certified(&self.0.borrow()).ok()
-    }
-
-    fn has_certs(&self) -> bool {
-        true
-    }
-}
-
-fn certified(pair: &Pair) -> Result<Arc<rustls::sign::CertifiedKey>, Error> {
+/// A pair as TLS shows it; an error if the key is not the certificate's.
+pub(crate) fn certified(pair: &Pair) -> Result<rustls::sign::CertifiedKey, Error> {
     let (certs, key) = (certificates(&pair.cert_pem)?, private_key(&pair.key_pem)?);
-    rustls::sign::CertifiedKey::from_der(certs, key, &provider()).map(Arc::new).map_err(Error::Tls)
+    rustls::sign::CertifiedKey::from_der(certs, key, &provider()).map_err(Error::Tls)
 }
 
 /// The SHA-256 of a certificate's public key (its SubjectPublicKeyInfo), in hexadecimal: as kubeadm pins a CA.

@@ -52,6 +52,7 @@ pub mod placement;
 pub mod quantity;
 pub mod queue;
 pub mod reconcile;
+pub mod renew;
 pub mod selector;
 pub mod view;
 

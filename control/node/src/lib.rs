@@ -42,7 +42,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use wharf_kit::identity::{self, Pair};
+use wharf_kit::identity;
+use wharf_kit::renew::Current;
 
 pub use agent::{Handle, Node};
 
@@ -60,8 +61,8 @@ pub enum Listen {
 #[derive(Debug)]
 pub struct Serving {
     pub listen: Listen,
-    /// The node server's own certificate and key.
-    pub identity: Pair,
+    /// The node server's own certificate and key; while there is none, clients are refused.
+    pub identity: Current,
     /// Who signs the clients' certificates, PEM.
     pub client_ca: String,
 }

@@ -24,6 +24,11 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use tokio::signal::unix::{SignalKind, signal};
+use wharf_kit::api::{Absent as _, Delete, Ignored, Kind, Rest};
+use wharf_kit::identity::{self, Pair};
+use wharf_kit::renew::Current;
+use wharf_kit::view::Key;
+use wharf_local::token::Token;
 use wharf_sandbox::{Switch, netns};
 
 use crate::pki::Pki;
@@ -45,6 +50,10 @@ const STEADY: Duration = Duration::from_secs(10);
 const GRACE: Duration = Duration::from_secs(8);
 /// From the start of the server to its API.
 const START_DEADLINE: Duration = Duration::from_secs(60);
+
+/// How long the token is good with which new nodes join.
+const INVITATION: Duration = Duration::from_secs(10 * 60);
+const SECRETS: Kind = Kind::core("Secret", "secrets");
 
 /// The keeper's own part of the cluster's processes.
 const KEEPER: &str = "keeper";
@@ -133,16 +142,16 @@ async fn keep(options: &Options) -> anyhow::Result<()> {
     say("shim");
     let pki = Pki::open(&options.data.join("server/pki"))?;
     for node in &nodes {
-        if node.number > 1 {
-            node.identify(&pki)?;
-        }
         children.start(shim(options, node))?;
     }
     say("server");
     let (reader, writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
     children.start(server(options, &nodes[0], listener.into(), Some(writer)))?;
-    for node in &nodes[1..] {
-        children.start(agent(options, node))?;
+    // Who is a node already needs nobody's leave to start.
+    let (members, strangers): (Vec<&LocalNode>, Vec<&LocalNode>) =
+        nodes[1..].iter().partition(|node| node.pki.join("node.crt").exists());
+    for node in members {
+        children.start(agent(options, node, &[], None))?;
     }
     tokio::select! {
         ready = first_byte(reader) => ready.context("the server closed before it was ready")?,
@@ -153,6 +162,16 @@ async fn keep(options: &Options) -> anyhow::Result<()> {
         () = tokio::time::sleep(START_DEADLINE) => bail!("the server was not ready within {START_DEADLINE:?}"),
         _ = term.recv() => return children.end(|_| true).await,
         _ = int.recv() => return children.end(|_| true).await,
+    }
+    if !strangers.is_empty() {
+        let invitation = Invitation::write(options, &pki).await?;
+        let mut joined = Vec::new();
+        for node in strangers {
+            let (reader, writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+            children.start(agent(options, node, &invitation.arguments, Some(writer)))?;
+            joined.push(first_byte(reader));
+        }
+        tokio::spawn(invitation.keep_until(joined));
     }
     children.forget_ready();
     say("ready");
@@ -232,11 +251,57 @@ impl LocalNode {
     fn called(&self, process: &str) -> String {
         if self.number == 1 { process.to_owned() } else { format!("{process}-{}", self.name) }
     }
+}
 
-    /// Gives the node its certificate. (The server does that for the first node.)
-    fn identify(&self, pki: &Pki) -> anyhow::Result<()> {
-        let own = Pki::beside(&self.pki, pki)?;
-        node::identity(&own, &self.name, self.address.into()).map(drop)
+/// A bootstrap token for the nodes that are new, and how they are told of it.
+struct Invitation {
+    token: Token,
+    rest: Rest,
+    file: PathBuf,
+    arguments: Vec<String>,
+}
+
+impl Invitation {
+    /// Makes the token known to the API server, which must be ready, and writes the file with it, for root alone.
+    async fn write(options: &Options, pki: &Pki) -> anyhow::Result<Self> {
+        let files = pki.files("admin");
+        let admin = Current::new(&Pair::load(&files.cert, &files.key)?)?;
+        let url = format!("https://127.0.0.1:{}", options.port);
+        let rest = Rest::new(node::client(&url, pki.ca.cert_pem(), &admin, None, START_DEADLINE)?);
+        let token = Token::generate();
+        let expires = jiff::Timestamp::now() + SignedDuration::try_from(INVITATION)?;
+        let object = token.object(Some(expires), "nodes of this cluster's own machine");
+        rest.create::<Ignored>(SECRETS, "kube-system", &object).await.context("make a bootstrap token")?;
+        let file = options.run.join("token");
+        identity::write_private(&file, token.text().as_bytes())?;
+        let ca = identity::certificates(pki.ca.cert_pem())?;
+        let arguments = vec![
+            format!("--token-file={}", file.display()),
+            format!("--ca-cert-hash=sha256:{}", identity::public_key_hash(&ca[0])?),
+        ];
+        Ok(Self { token, rest, file, arguments })
+    }
+
+    /// Takes it back when all have joined, or when it has expired.
+    async fn keep_until(self, joined: Vec<impl Future<Output = anyhow::Result<()>>>) {
+        let all = async {
+            for one in joined {
+                if one.await.is_err() {
+                    // Its agent ended before it had joined; the next needs the token too.
+                    std::future::pending::<()>().await;
+                }
+            }
+        };
+        let _ = tokio::time::timeout(INVITATION, all).await;
+        let key = Key::new("kube-system", self.token.secret_name().as_str());
+        let gone = self.rest.delete::<Ignored>(SECRETS, &key, &Delete::default()).await.absent_ok();
+        if let Err(error) = gone {
+            tracing::warn!(
+                error = wharf_kit::chain(&error).to_string(),
+                "a bootstrap token stays until it expires"
+            );
+        }
+        let _ = fs::remove_file(&self.file); // nobody can use it any more
     }
 }
 
@@ -319,11 +384,12 @@ fn server(options: &Options, node: &LocalNode, listener: OwnedFd, ready: Option<
     Plan { kept: vec![listener], ready, ..plan(options, node, "server".to_owned(), arguments) }
 }
 
-fn agent(options: &Options, node: &LocalNode) -> Plan {
+fn agent(options: &Options, node: &LocalNode, join: &[String], ready: Option<OwnedFd>) -> Plan {
     let mut arguments =
         words(&["node", &format!("--server={}", api_url()), &format!("--pki={}", node.pki.display())]);
     arguments.extend(node_arguments(options, node));
-    plan(options, node, node.name.clone(), arguments)
+    arguments.extend_from_slice(join);
+    Plan { ready, ..plan(options, node, node.name.clone(), arguments) }
 }
 
 fn words(words: &[&str]) -> Vec<String> {

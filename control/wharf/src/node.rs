@@ -1,7 +1,9 @@
 //! `wharf node`: the agent of one node and its routes to the others. The server runs the same in its own process.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::os::fd::RawFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -12,11 +14,14 @@ use jiff::SignedDuration;
 use kube::client::ConfigExt as _;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceBuilder;
-use wharf_kit::identity::Pair;
+use wharf_kit::identity::{self, Pair};
+use wharf_kit::renew::{self, Current};
+use wharf_local::token::Token;
 
+use crate::join::{self, Wanted};
 use crate::pki::Pki;
 use crate::routes;
-use crate::server::NODE_GRACE;
+use crate::server::{self, NODE_GRACE};
 
 /// The kernel counts the keepalive of a connection in whole seconds, of which two must fit.
 const LEAST_PATIENCE: Duration = Duration::from_secs(2);
@@ -26,11 +31,61 @@ pub struct Options {
     /// URL of the API server
     #[arg(long)]
     server: String,
-    /// Directory with the node's certificate and key (node.crt, node.key) and the cluster's CA (ca.crt)
+    /// Directory for the node's certificates and keys (node, serving) and the cluster's CA (ca.crt)
     #[arg(long, default_value = "/var/lib/wharf/node/pki")]
     pki: PathBuf,
     #[command(flatten)]
+    join: JoinOptions,
+    /// A descriptor that gets a byte when the machine is a node
+    #[arg(long)]
+    ready_fd: Option<RawFd>,
+    #[command(flatten)]
     node: NodeOptions,
+}
+
+/// How a machine becomes a node. A node that has its certificate needs none of this.
+#[derive(Args)]
+struct JoinOptions {
+    /// The bootstrap token to join with, ID.SECRET
+    #[arg(long)]
+    token: Option<String>,
+    /// File with that token
+    #[arg(long, conflicts_with = "token")]
+    token_file: Option<PathBuf>,
+    /// Hash of the public key of the cluster's CA, sha256:HEX
+    #[arg(long)]
+    ca_cert_hash: Option<String>,
+    /// File with the cluster's CA
+    #[arg(long, conflicts_with = "ca_cert_hash")]
+    ca: Option<PathBuf>,
+}
+
+impl JoinOptions {
+    fn token(&self) -> anyhow::Result<String> {
+        let text = match (&self.token, &self.token_file) {
+            (Some(token), _) => token.clone(),
+            (None, Some(path)) => read(path)?.trim().to_owned(),
+            (None, None) => anyhow::bail!("this machine is no node yet: join with --token"),
+        };
+        let token = Token::parse(&text).context("the token is not of the form abcdef.0123456789abcdef")?;
+        Ok(token.text())
+    }
+
+    /// The cluster's CA, PEM.
+    async fn ca(&self, server: &str) -> anyhow::Result<String> {
+        if let Some(path) = &self.ca {
+            return read(path);
+        }
+        let hash = self.ca_cert_hash.as_ref();
+        let hash = hash.context("whom to trust is not known: give --ca-cert-hash sha256:HEX or --ca FILE")?;
+        let url: http::Uri = server.parse().with_context(|| format!("{server:?} is no URL"))?;
+        let host = url.host().with_context(|| format!("{server:?} names no host"))?;
+        join::discover(host.trim_matches(['[', ']']), url.port_u16().unwrap_or(443), hash).await
+    }
+}
+
+fn read(path: &Path) -> anyhow::Result<String> {
+    std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))
 }
 
 /// What an agent is told of its node, in the server's process or in its own.
@@ -61,33 +116,96 @@ pub struct NodeOptions {
 
 pub async fn run(options: Options) -> anyhow::Result<()> {
     let stop = crate::stop_on_signal()?;
-    let file = |name: &str| options.pki.join(name);
-    let identity = Pair::load(&file("node.crt"), &file("node.key"))?;
-    let ca = std::fs::read_to_string(file("ca.crt"))
-        .with_context(|| format!("read {}", file("ca.crt").display()))?;
-    let lease = lease(&options.node)?;
-    let client = client(&options.server, &ca, &identity, (lease / 4).max(LEAST_PATIENCE))?;
-    let node = start(&options.node, client, identity, &ca, stop.clone()).await?;
+    let patience = (lease(&options.node)? / 4).max(LEAST_PATIENCE);
+    let Some(joined) = stop.run_until_cancelled(joined(&options, patience, &stop)).await else {
+        return Ok(());
+    };
+    let (client, serving, ca) = joined?;
+    if let Some(fd) = options.ready_fd {
+        server::tell_ready(fd)?;
+    }
+    let node = start(&options.node, client, serving, &ca, stop.clone()).await?;
     stop.cancelled().await;
     node.stopped().await;
     tracing::info!("stopped");
     Ok(())
 }
 
-/// The certificate of a node: it serves at the node's address, and is the client `system:node:NAME`.
-pub fn identity(pki: &Pki, name: &str, address: IpAddr) -> anyhow::Result<Pair> {
-    let user = format!("system:node:{name}");
-    let names = [name.to_owned(), address.to_string()];
-    pki.pair("node", &format!("{user},{address}"), |ca| ca.peer(&user, &["system:nodes"], &names))
+/// A client with the node's identity, and the certificate of its server, both renewed until `stop`; the cluster's CA.
+/// The server's may come later: it is not issued before the Node tells its addresses.
+async fn joined(
+    options: &Options,
+    patience: Duration,
+    stop: &CancellationToken,
+) -> anyhow::Result<(kube::Client, Current, String)> {
+    let (name, pki) = (&options.node.node_name, &options.pki);
+    let trusted = pki.join("ca.crt");
+    let wanted = Wanted::client(name);
+    let (pair, ca) = match wanted.kept(pki).filter(|_| trusted.exists()) {
+        Some(pair) => (pair, read(&trusted)?),
+        None => {
+            let ca = options.join.ca(&options.server).await?;
+            let token = options.join.token()?;
+            let client = client(&options.server, &ca, &Current::default(), Some(token), patience)?;
+            std::fs::create_dir_all(pki).with_context(|| format!("make {}", pki.display()))?;
+            let asked = wanted.ask(&client, pki).await;
+            let pair = asked.with_context(|| format!("could not join {} as {name}", options.server))?;
+            identity::write_public(&trusted, ca.as_bytes())?;
+            (pair, ca)
+        }
+    };
+    let current = Current::new(&pair)?;
+    let client = client(&options.server, &ca, &current, None, patience)?;
+    keep("node", wanted, current, Some(pair), &client, pki, stop);
+    let wanted = Wanted::serving(name, options.node.node_address);
+    let pair = wanted.kept(pki);
+    let serving = pair.as_ref().map(Current::new).transpose()?.unwrap_or_default();
+    keep("serving", wanted, serving.clone(), pair, &client, pki, stop);
+    Ok((client, serving, ca))
 }
 
-/// A client of the API server at `url`, which must show a certificate of `ca`. A connection whose other end is not
-/// heard of for `patience` is given up: a watch would wait for ever on one that was cut.
-fn client(url: &str, ca: &str, identity: &Pair, patience: Duration) -> anyhow::Result<kube::Client> {
+/// Renews one of the node's certificates until `stop`.
+fn keep(
+    what: &'static str,
+    wanted: Wanted,
+    current: Current,
+    pair: Option<Pair>,
+    client: &kube::Client,
+    pki: &Path,
+    stop: &CancellationToken,
+) {
+    let (client, pki, stop) = (client.clone(), pki.to_owned(), stop.clone());
+    tokio::spawn(async move {
+        let renew = || wanted.ask(&client, &pki);
+        stop.run_until_cancelled(renew::keep(what, &current, pair, renew)).await;
+    });
+}
+
+/// The certificate of a node in the server's process: it serves at the node's address, and is the client
+/// `system:node:NAME` to the registry.
+pub fn kept_identity(
+    pki: &Arc<Pki>,
+    options: &NodeOptions,
+    stop: &CancellationToken,
+) -> anyhow::Result<Current> {
+    let user = format!("system:node:{}", options.node_name);
+    let names = [options.node_name.clone(), options.node_address.to_string()];
+    let purpose = format!("{user},{}", options.node_address);
+    pki.kept("node", &purpose, move |ca| ca.peer(&user, &["system:nodes"], &names), stop)
+}
+
+/// A client of the API server at `url`, which must show a certificate of `ca`: with the newest of `current`, or with
+/// a token. A connection whose other end is not heard of for `patience` is given up: a watch would wait for ever on
+/// one that was cut.
+pub fn client(
+    url: &str,
+    ca: &str,
+    current: &Current,
+    token: Option<String>,
+    patience: Duration,
+) -> anyhow::Result<kube::Client> {
     let mut config = kube::Config::new(url.parse().with_context(|| format!("{url:?} is no URL"))?);
-    config.root_cert = Some(wharf_kit::identity::certificates(ca)?.iter().map(|der| der.to_vec()).collect());
-    config.auth_info.client_certificate_data = Some(base64(&identity.cert_pem));
-    config.auth_info.client_key_data = Some(base64(&identity.key_pem).into());
+    config.auth_info.token = token.map(Into::into);
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
@@ -95,17 +213,18 @@ fn client(url: &str, ca: &str, identity: &Pair, patience: Duration) -> anyhow::R
     tcp.set_keepalive(Some(patience / 2));
     tcp.set_keepalive_interval(Some(patience / 2));
     tcp.set_tcp_user_timeout(Some(patience));
-    let https =
-        config.rustls_https_connector_with_connector(tcp).context("make a client of the API server")?;
+    let tls = identity::renewing_client_config(ca, current, &[])?;
+    let https = hyper_rustls::HttpsConnectorBuilder::new()
+        .with_tls_config(Arc::unwrap_or_clone(tls))
+        .https_only()
+        .enable_http1()
+        .wrap_connector(tcp);
     let service = ServiceBuilder::new()
         .layer(config.base_uri_layer())
+        .option_layer(config.auth_layer().context("use the token")?)
+        .map_err(tower::BoxError::from)
         .service(hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build(https));
     Ok(kube::Client::new(service, config.default_namespace))
-}
-
-fn base64(text: &str) -> String {
-    use base64::prelude::{BASE64_STANDARD, Engine as _};
-    BASE64_STANDARD.encode(text)
 }
 
 fn lease(options: &NodeOptions) -> anyhow::Result<Duration> {
@@ -119,7 +238,7 @@ fn lease(options: &NodeOptions) -> anyhow::Result<Duration> {
 pub async fn start(
     options: &NodeOptions,
     client: kube::Client,
-    identity: Pair,
+    identity: Current,
     client_ca: &str,
     stop: CancellationToken,
 ) -> anyhow::Result<wharf_node::Handle> {

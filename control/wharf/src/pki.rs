@@ -1,10 +1,14 @@
-//! The certificates of a cluster, made at its first start and renewed when they near their end.
+//! The certificates of a cluster, made at its first start and renewed when they near their end, at a
+//! start and while a server runs.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use wharf_kit::identity::{Ca, Pair, signing_key, write_private, write_public};
+use tokio_util::sync::CancellationToken;
+use wharf_kit::identity::{Ca, Pair, signing_key, write_private};
+use wharf_kit::renew::{self, Current};
 
 /// Certificates with less life left than this are made anew at a start. They are issued for a year.
 const RENEW_BEFORE: Duration = Duration::from_secs(60 * 24 * 3600);
@@ -29,14 +33,6 @@ impl Pki {
         Ok(Self { dir: dir.to_owned(), ca })
     }
 
-    /// A directory for certificates of the same CA, whose certificate is put there and whose key is not.
-    pub fn beside(dir: &Path, other: &Self) -> anyhow::Result<Self> {
-        std::fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
-        write_public(&dir.join("ca.crt"), other.ca.cert_pem().as_bytes())?;
-        let ca = Ca::load(other.ca.cert_pem(), other.ca.key_pem())?;
-        Ok(Self { dir: dir.to_owned(), ca })
-    }
-
     /// The files of the certificate `name`.
     pub fn files(&self, name: &str) -> Files {
         Files { cert: self.dir.join(format!("{name}.crt")), key: self.dir.join(format!("{name}.key")) }
@@ -58,10 +54,39 @@ impl Pki {
         {
             return Ok(pair);
         }
+        self.issue(name, purpose, issue)
+    }
+
+    fn issue(
+        &self,
+        name: &str,
+        purpose: &str,
+        issue: impl FnOnce(&Ca) -> Result<Pair, wharf_kit::identity::Error>,
+    ) -> anyhow::Result<Pair> {
+        let files = self.files(name);
+        let note = self.dir.join(format!("{name}.for"));
         let pair = issue(&self.ca).with_context(|| format!("issue the certificate {name}"))?;
         pair.save(&files.cert, &files.key)?;
         std::fs::write(&note, purpose).with_context(|| format!("write {}", note.display()))?;
         Ok(pair)
+    }
+
+    /// The certificate `name` as [`Pki::pair`] gives it, renewed until `stop`: files and what is shown.
+    pub fn kept(
+        self: &Arc<Self>,
+        name: &'static str,
+        purpose: &str,
+        issue: impl Fn(&Ca) -> Result<Pair, wharf_kit::identity::Error> + Send + Sync + 'static,
+        stop: &CancellationToken,
+    ) -> anyhow::Result<Current> {
+        let pair = self.pair(name, purpose, &issue)?;
+        let current = Current::new(&pair)?;
+        let (pki, kept, purpose, stop) = (self.clone(), current.clone(), purpose.to_owned(), stop.clone());
+        tokio::spawn(async move {
+            let renew = || std::future::ready(pki.issue(name, &purpose, &issue));
+            stop.run_until_cancelled(renew::keep(name, &kept, Some(pair), renew)).await;
+        });
+        Ok(current)
     }
 
     /// The keys that sign service accounts' tokens: `sa.key`, made if it is not there, and whatever `sa-*.key`

@@ -16,7 +16,7 @@ use tower::ServiceExt;
 use wharf_api::{ApiServer, TokenIssuer, TokenKeys, UserInfo};
 use wharf_image::registry::{self, Registry};
 use wharf_kit::api::Rest;
-use wharf_kit::identity::{self, Ca, ClientAuth};
+use wharf_kit::identity::{self, Ca, ClientAuth, Pair};
 use wharf_kit::leader::{Candidate, Timing};
 use wharf_kit::view::Key;
 use wharf_scheduler::Scheduler;
@@ -116,7 +116,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let node = match options.with_node {
         true => {
             let client = api.client(UserInfo::node(&options.node.node_name));
-            let identity = node::identity(&pki, &options.node.node_name, options.node.node_address)?;
+            let identity = node::kept_identity(&pki, &options.node, &stop)?;
             Some(node::start(&options.node, client, identity, pki.ca.cert_pem(), stop.clone()).await?)
         }
         false => None,
@@ -164,10 +164,15 @@ async fn start_api(
     names.extend(options.san.iter().cloned());
     names.sort_unstable();
     names.dedup();
-    let serving = pki.pair("apiserver", &names.join(","), |ca| ca.server("kube-apiserver", &names))?;
-    let kubelet = pki.pair("apiserver-kubelet-client", "v1", |ca| {
-        ca.client("kube-apiserver-kubelet-client", &["system:masters"])
-    })?;
+    // The CA goes with it, so that who knows the hash of its key can find it: kubeadm's way to join.
+    let purpose = format!("{},chain", names.join(","));
+    let issue = move |ca: &Ca| {
+        let pair = ca.server("kube-apiserver", &names)?;
+        Ok(Pair { cert_pem: format!("{}{}", pair.cert_pem, ca.cert_pem()), ..pair })
+    };
+    let serving = pki.kept("apiserver", &purpose, issue, stop)?;
+    let issue = |ca: &Ca| ca.client("kube-apiserver-kubelet-client", &["system:masters"]);
+    let kubelet = pki.kept("apiserver-kubelet-client", "v1", issue, stop)?;
     let admin = pki.pair("admin", "v1", |ca| ca.client("kubernetes-admin", &["system:masters"]))?;
     pki.kubeconfig(&options.root.join("admin.kubeconfig"), &options.public_url, &admin)?;
     let store = Arc::new(store);
@@ -180,12 +185,12 @@ async fn start_api(
     let keys = TokenKeys::new(&pki.token_keys()?).context("load the keys that sign tokens")?;
     reload_keys_on_hangup(keys.clone(), pki.clone(), stop.clone())?;
     let config = wharf_api::Config {
-        tls: Some(identity::server_config(
+        tls: Some(identity::renewing_server_config(
             &serving,
             ClientAuth::Optional(pki.ca.cert_pem()),
             &[b"h2", b"http/1.1"],
         )?),
-        kubelet_client: Some(identity::client_config(pki.ca.cert_pem(), Some(&kubelet), &[b"http/1.1"])?),
+        kubelet_client: Some(identity::renewing_client_config(pki.ca.cert_pem(), &kubelet, &[b"http/1.1"])?),
         service_account_tokens: TokenIssuer { keys, ..TokenIssuer::default() },
         extra: vec![("/v2/".to_owned(), wharf_api::Extra::new(registry))],
         ..wharf_api::Config::default()
@@ -213,7 +218,8 @@ fn inherited_listener(fd: RawFd) -> anyhow::Result<TcpListener> {
     Ok(TcpListener::from_std(listener)?)
 }
 
-fn tell_ready(fd: RawFd) -> anyhow::Result<()> {
+/// Tells the parent process by the descriptor that it named.
+pub fn tell_ready(fd: RawFd) -> anyhow::Result<()> {
     use std::io::Write as _;
     // The parent may have stopped listening: that is its affair.
     let _ = std::fs::File::from(inherited(fd)?).write_all(b"\n");

@@ -11,6 +11,7 @@ mod down;
 mod error;
 mod kubeconfig;
 mod layout;
+pub mod token;
 mod up;
 
 pub use down::{Keep, down, end_node, sweep_node};

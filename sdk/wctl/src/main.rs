@@ -26,7 +26,7 @@ use clap::{Parser, Subcommand};
 use command::{
     apply as apply_command, attach, cp, delete, describe, diff, down, edit, events as events_command, exec,
     explain, get, image as image_command, logs, node, port_forward, rollout as rollout_command, scale,
-    status, up, version, wait,
+    status, token, up, version, wait,
 };
 
 /// Run wasm microservices and OCI containers on one cluster.
@@ -107,6 +107,8 @@ enum Command {
     Drain(node::DrainOptions),
     /// Work with nodes
     Node(node::Options),
+    /// Work with the tokens by which machines join
+    Token(token::Options),
     /// Work with images
     Image(image_command::Options),
     /// Print the versions of wctl and of the cluster
@@ -163,6 +165,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Uncordon(nodes) => node::cordon(nodes, false, &global).await,
         Command::Drain(options) => node::drain(options, &global).await,
         Command::Node(options) => node::run(options, &global).await,
+        Command::Token(options) => token::run(options, &global).await,
         Command::Image(options) => image_command::run(options, &global).await,
         Command::Version(options) => version::run(options, &global).await,
     };

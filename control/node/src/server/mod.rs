@@ -46,9 +46,12 @@ const CONNECTIONS: usize = 1000;
 impl Server {
     /// Binds the socket and reads the certificates.
     pub async fn bind(serving: Serving) -> Result<Self, Error> {
-        let tls =
-            identity::server_config(&serving.identity, ClientAuth::Required(&serving.client_ca), ALPN_HTTP1)
-                .map_err(Error::Tls)?;
+        let tls = identity::renewing_server_config(
+            &serving.identity,
+            ClientAuth::Required(&serving.client_ca),
+            ALPN_HTTP1,
+        )
+        .map_err(Error::Tls)?;
         let listener = match serving.listen {
             Listen::Address(address) => {
                 TcpListener::bind(address).await.map_err(|cause| Error::Listen { address, cause })?

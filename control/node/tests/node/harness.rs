@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 use wharf_api::{ApiServer, UserInfo};
 use wharf_kit::identity::Ca;
+use wharf_kit::renew::Current;
 use wharf_node::{Config, Handle, Listen, Node, Serving};
 use wharf_store::Redb;
 
@@ -159,7 +160,7 @@ impl Harness {
             logs: self.logs(),
             serving: Serving {
                 listen: Listen::Address("127.0.0.1:0".parse().unwrap()),
-                identity: self.ca.server("system:node:n1", &["127.0.0.1"]).unwrap(),
+                identity: Current::new(&self.ca.server("system:node:n1", &["127.0.0.1"]).unwrap()).unwrap(),
                 client_ca: self.ca.cert_pem().to_owned(),
             },
             labels: BTreeMap::from([("zone".to_owned(), "a".to_owned())]),

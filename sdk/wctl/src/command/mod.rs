@@ -19,6 +19,7 @@ pub mod port_forward;
 pub mod rollout;
 pub mod scale;
 pub mod status;
+pub mod token;
 pub mod up;
 pub mod version;
 pub mod wait;
