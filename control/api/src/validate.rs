@@ -17,7 +17,6 @@ const SUFFIX: usize = 5;
 
 const SUBDOMAIN: &str = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')";
 const LABEL: &str = "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')";
-const LABEL_1035: &str = "a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an alphabetic character, and end with an alphanumeric character (e.g. 'my-name',  or 'abc-123', regex used for validation is '[a-z]([-a-z0-9]*[a-z0-9])?')";
 
 /// A prefix of a generated name may end as a name may not.
 fn prefix_of(name: &str, prefix: bool) -> String {
@@ -46,11 +45,6 @@ pub fn dns_label(name: &str, prefix: bool) -> Result<(), String> {
         return Err(format!("must be no more than {LABEL_MAX} bytes"));
     }
     if is_label(&name) { Ok(()) } else { Err(LABEL.to_owned()) }
-}
-
-pub fn dns_1035_label(name: &str, prefix: bool) -> Result<(), String> {
-    dns_label(name, prefix).map_err(|error| if error == LABEL { LABEL_1035.to_owned() } else { error })?;
-    if name.starts_with(|c: char| c.is_ascii_lowercase()) { Ok(()) } else { Err(LABEL_1035.to_owned()) }
 }
 
 /// What can stand in a path: the names of RBAC kinds.
@@ -299,7 +293,6 @@ mod tests {
         }
         assert!(dns_subdomain("web-", true).is_ok());
         assert!(dns_label(&"a".repeat(64), false).is_err());
-        assert!(dns_1035_label("1a", false).is_err());
         assert!(generate_name("web-").starts_with("web-"));
         assert_eq!(generate_name("web-").len(), 9);
     }

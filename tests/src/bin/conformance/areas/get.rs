@@ -130,7 +130,7 @@ pub fn rows() -> Vec<Row> {
             .hides(&["Pod/"]),
         run("events -w").goes_on().says(&["Normal *Pod/web-"]),
         // describe
-        run("describe pods -l app=web").says(&[
+        run("describe pods -l app=web --show-events").says(&[
             "Name: web-",
             "Namespace: get",
             "Priority: 0",
