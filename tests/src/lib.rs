@@ -12,6 +12,7 @@
 pub mod assets;
 mod census;
 mod cluster;
+pub mod history;
 mod http;
 pub mod manifest;
 mod optional;
