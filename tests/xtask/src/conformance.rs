@@ -5,7 +5,7 @@ use std::process::{Command, ExitCode};
 
 use crate::build::{self, Places};
 use crate::phase::Phases;
-use crate::{Result, command, prepare};
+use crate::{Result, go, prepare};
 
 const NAMES: [&str; 1] = ["kubectl"];
 /// A kubectl whose version nobody set takes itself for v0.0.0; it is that of tests/compat/kubectl/go.mod.
@@ -38,22 +38,9 @@ pub fn run(arguments: &[String]) -> Result<ExitCode> {
 
 /// Builds it where it has changed: Go knows.
 fn kubectl(places: &Places) -> Result<PathBuf> {
-    go(
+    go::build(
         places,
         "kubectl",
         &["-ldflags", &format!("-X k8s.io/component-base/version.gitVersion={KUBECTL_VERSION}")],
     )
-}
-
-/// Builds the module `tests/compat/NAME` into the target directory.
-fn go(places: &Places, name: &str, flags: &[&str]) -> Result<PathBuf> {
-    command::output(Command::new("go").arg("version")).map_err(|error| {
-        format!("{error}; Go is needed, of the version that tests/compat/{name}/go.mod names")
-    })?;
-    let program = places.target.join("compat").join(name);
-    let mut go = Command::new("go");
-    go.current_dir(places.root.join("tests/compat").join(name));
-    go.args(["build", "-buildvcs=false", "-o"]).arg(&program).args(flags).arg(".");
-    command::quiet(&mut go)?;
-    Ok(program)
 }
