@@ -28,7 +28,7 @@ pub fn rows() -> Vec<Row> {
         run("auth can-i list pods --as=alice").fails().says(&["no"]),
         run("create serviceaccount robot").says(&["serviceaccount/robot created"]),
         run("auth reconcile -f -").reads(ROLES).says(&["role.rbac.authorization.k8s.io/reader reconciled", "rolebinding.rbac.authorization.k8s.io/reader reconciled"]),
-        run("auth reconcile -f - ").reads(WIDER).says(&["role.rbac.authorization.k8s.io/reader reconciled", "{APIGroups:[] Resources:[events]*"]),
+        run("auth reconcile -f - ").reads(WIDER).says(&["role.rbac.authorization.k8s.io/reader reconciled", "{Verbs:[get] APIGroups:[] Resources:[events]*"]),
         run("auth can-i list pods --as=alice ").at_last().says(&["yes"]),
         run("auth can-i list pods --as=system:serviceaccount:access:robot").says(&["yes"]),
         run("auth can-i get pods --subresource=log --as=alice").fails().says(&["no"]),

@@ -46,7 +46,7 @@ pub fn rows() -> Vec<Row> {
         run("get jobs").says(&["NAME STATUS COMPLETIONS DURATION AGE", "once Complete 1/1"]),
         run("describe job once").says(&["Completions: 1", "Pods Statuses: 0 Active (0 Ready) / 1 Succeeded / 0 Failed"]),
         run("create cronjob hourly --image=registry.wharf/busybox:1 --schedule='0 * * * *' -- sh -c 'echo hour'").says(&["cronjob.batch/hourly created"]),
-        run("create cronjob never --image=x --schedule='often'").fails().says(&["*The CronJob \"never\" is invalid: spec.schedule: Invalid value: \"often\": *"]),
+        run("create cronjob never --image=x --schedule='often'").fails().says(&["*CronJob.batch \"never\" is invalid: spec.schedule: Invalid value: \"often\": *"]),
         run("get cronjobs").says(&["NAME SCHEDULE TIMEZONE SUSPEND ACTIVE LAST SCHEDULE AGE", "hourly 0 * * * * <none> False 0 <none>"]),
         run("create job --from=cronjob/hourly now").says(&["job.batch/now created"]),
         run("wait --for=condition=complete job/now --timeout=60s").says(&["job.batch/now condition met"]),
@@ -57,7 +57,7 @@ pub fn rows() -> Vec<Row> {
         run("create --raw /api/v1/namespaces/create/configmaps -f -").reads("{\"apiVersion\":\"v1\",\"kind\":\"ConfigMap\",\"metadata\":{\"name\":\"raw\"}}")
             .says(&["\"name\":\"raw\""]),
         run("create configmap No_Name").fails().says(&[
-            "*The ConfigMap \"No_Name\" is invalid: metadata.name: Invalid value: \"No_Name\": a lowercase RFC 1123 subdomain must consist of*",
+            "*ConfigMap \"No_Name\" is invalid: metadata.name: Invalid value: \"No_Name\": a lowercase RFC 1123 subdomain must consist of*",
         ]),
     ]
 }
