@@ -191,6 +191,7 @@ func main() {
 	scale := must(deployments.GetScale(ctx, "tour", metav1.GetOptions{}))
 	expect("the selector", scale.Status.Selector, "app=tour")
 	scale.Spec.Replicas = 0
+	scale.ResourceVersion = "" // the controller writes the Deployment's status meanwhile
 	must(deployments.UpdateScale(ctx, "tour", scale, metav1.UpdateOptions{}))
 	fmt.Println("a Deployment is made, defaulted and scaled")
 
