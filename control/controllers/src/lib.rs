@@ -12,6 +12,7 @@
 //! | [`job`] | Jobs, their Pods | Pods until enough succeeded, each counted once, and the Job's end |
 //! | [`statefulset`] | StatefulSets, their Pods | numbered Pods in their order, rollouts in reverse, history, status |
 //! | [`cronjob`] | CronJobs, their Jobs, the time | a Job at each time of the schedule, and how many ended ones stay |
+//! | [`disruption`] | PodDisruptionBudgets, their Pods | how many pods may be evicted now |
 //! | [`garbage`] | every kind that can be owned | deletes what its owners left, foreground and orphan deletion |
 //! | [`namespace`] | Namespaces, what goes in them | empties and finalizes those being deleted |
 //! | [`account`] | Namespaces, default ServiceAccounts | a `default` account in each namespace |
@@ -31,6 +32,7 @@ pub mod certificates;
 pub mod cronjob;
 pub mod daemonset;
 pub mod deployment;
+pub mod disruption;
 pub mod garbage;
 pub mod job;
 pub mod namespace;
@@ -113,6 +115,7 @@ const LOOPS: &[(&str, Run)] = &[
     ("job", |context| Box::pin(job::run(context))),
     ("statefulset", |context| Box::pin(statefulset::run(context))),
     ("cronjob", |context| Box::pin(cronjob::run(context))),
+    ("disruption", |context| Box::pin(disruption::run(context))),
     ("garbage", |context| Box::pin(garbage::run(context))),
     ("namespace", |context| Box::pin(namespace::run(context))),
     ("account", |context| Box::pin(account::run(context))),

@@ -34,6 +34,8 @@ pub struct Condition {
     pub r#type: String,
     pub status: String,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub last_update_time: Option<Timestamp>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_heartbeat_time: Option<Timestamp>,
@@ -564,6 +566,40 @@ impl ObjectRef {
             uid: meta.uid.clone(),
         }
     }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct PodDisruptionBudget {
+    pub metadata: Meta,
+    pub spec: DisruptionSpec,
+    pub status: DisruptionStatus,
+}
+
+view!(PodDisruptionBudget, Kind::new("policy", "v1", "PodDisruptionBudget", "poddisruptionbudgets"));
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct DisruptionSpec {
+    pub min_available: Option<IntOrPercent>,
+    pub max_unavailable: Option<IntOrPercent>,
+    /// `None` selects no pod, an empty one every pod of the namespace.
+    pub selector: Option<LabelSelector>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct DisruptionStatus {
+    pub observed_generation: i64,
+    /// Pods whose eviction the API server let pass, and when: they will soon be seen going.
+    #[serde(deserialize_with = "or_default")]
+    pub disrupted_pods: BTreeMap<String, Timestamp>,
+    pub disruptions_allowed: i32,
+    pub current_healthy: i32,
+    pub desired_healthy: i32,
+    pub expected_pods: i32,
+    #[serde(deserialize_with = "or_default")]
+    pub conditions: Vec<Condition>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]

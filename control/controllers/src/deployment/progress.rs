@@ -167,6 +167,7 @@ fn replace(
     now: Timestamp,
 ) {
     let new = Condition {
+        observed_generation: None,
         r#type: kind.to_owned(),
         status: status.to_owned(),
         last_update_time: Some(now),

@@ -33,6 +33,7 @@ pub const DAEMON_SETS: Kind = Kind::new("apps", "v1", "DaemonSet", "daemonsets")
 pub const REVISIONS: Kind = Kind::new("apps", "v1", "ControllerRevision", "controllerrevisions");
 pub const STATEFUL_SETS: Kind = Kind::new("apps", "v1", "StatefulSet", "statefulsets");
 pub const CRON_JOBS: Kind = Kind::new("batch", "v1", "CronJob", "cronjobs");
+pub const BUDGETS: Kind = Kind::new("policy", "v1", "PodDisruptionBudget", "poddisruptionbudgets");
 pub const JOBS: Kind = Kind::new("batch", "v1", "Job", "jobs");
 pub const SETS: Kind = Kind::new("apps", "v1", "ReplicaSet", "replicasets");
 pub const CLUSTER_ROLES: Kind =

@@ -4,6 +4,7 @@
 
 mod cronjobs;
 mod daemonsets;
+mod disruption;
 mod harness;
 mod jobs;
 mod leader;
