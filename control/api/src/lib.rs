@@ -26,6 +26,7 @@ mod authn;
 mod authz;
 mod discovery;
 mod encode;
+mod eviction;
 mod kinds;
 mod metrics;
 mod object;

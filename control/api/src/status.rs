@@ -241,12 +241,13 @@ impl Status {
     }
 
     pub fn too_many_requests() -> Self {
-        let mut status = Self::new(
-            429,
-            "TooManyRequests",
-            "The server has received too many requests, please try again later.",
-        );
-        status.0.details.retry_after_seconds = Some(1);
+        Self::try_again("The server has received too many requests, please try again later.", Some(1))
+    }
+
+    /// 429, and in how many seconds it may be otherwise, if that is known.
+    pub fn try_again(message: &str, seconds: Option<u32>) -> Self {
+        let mut status = Self::new(429, "TooManyRequests", message);
+        status.0.details.retry_after_seconds = seconds;
         status
     }
 

@@ -178,7 +178,7 @@ impl Call {
         represent::value(form, 201, &Status::success(201).to_json())
     }
 
-    /// A graceful delete that may be refused; there are no disruption budgets yet that would.
+    /// A graceful delete, if the pod's disruption budget lets it go.
     pub async fn evict(&mut self, body: Bytes) -> Result<Response<Body>> {
         let options = self.write_options("CreateOptions")?;
         let form = self.answer_form()?;
@@ -192,6 +192,11 @@ impl Call {
         let grace = number(&eviction, "/deleteOptions/gracePeriodSeconds");
         let uid =
             eviction.pointer("/deleteOptions/preconditions/uid").and_then(Value::as_str).map(str::to_owned);
+        let pod = self.storage().get(self.key().as_str()).ok_or_else(|| self.not_found())?;
+        let pod = encode::decoded(&pod.value, pod.revision).map_err(Status::internal)?;
+        if uid.as_deref().is_none_or(|uid| uid == object::uid(&pod)) {
+            self.take_disruption(&pod, dry).await?;
+        }
         match self.delete_with_grace(grace, uid, dry).await? {
             Deleted::Now { .. } | Deleted::Later { .. } => {
                 represent::value(form, 201, &Status::success(201).to_json())

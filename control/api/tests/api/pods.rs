@@ -85,6 +85,69 @@ async fn eviction_deletes_with_grace() {
 }
 
 #[tokio::test]
+async fn a_budget_lets_as_many_pods_go_as_its_status_allows() {
+    const BUDGETS: &str = "/apis/policy/v1/namespaces/default/poddisruptionbudgets";
+    let harness = Harness::start().await;
+    let client = harness.local();
+    let merge = async |path: &str, patch: Value| {
+        let (code, answer) =
+            call_as(&client, "PATCH", path, "application/merge-patch+json", patch.to_string()).await;
+        assert_eq!(code, 200, "{answer}");
+    };
+    let evict = async |name: &str| {
+        let eviction = json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name}});
+        call(&client, "POST", &format!("{PODS}/{name}/eviction"), eviction).await
+    };
+    let budget = |name: &str, app: &str| {
+        json!({"metadata": {"name": name},
+            "spec": {"minAvailable": 1, "selector": {"matchLabels": {"app": app}}}})
+    };
+    let ready = json!({"status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}});
+    for (name, app) in [("a", "web"), ("b", "web"), ("c", "two"), ("waiting", "web"), ("unready", "web")] {
+        let mut pod = pod(name);
+        pod["metadata"]["labels"] = json!({"app": app});
+        call(&client, "POST", PODS, pod).await;
+        call(&client, "POST", &format!("{PODS}/{name}/binding"), binding(name, "n1")).await;
+        match name {
+            "waiting" => {}
+            "unready" => {
+                merge(&format!("{PODS}/{name}/status"), json!({"status": {"phase": "Running"}})).await
+            }
+            _ => merge(&format!("{PODS}/{name}/status"), ready.clone()).await,
+        }
+    }
+    for (name, app) in [("web", "web"), ("one", "two"), ("other", "two")] {
+        assert_eq!(call(&client, "POST", BUDGETS, budget(name, app)).await.0, 201);
+    }
+    let cause = |status: &Value| status["details"]["causes"][0]["message"].as_str().unwrap().to_owned();
+    // Nothing goes before the budget was looked at.
+    let (code, status) = evict("a").await;
+    assert_eq!((code, status["details"]["retryAfterSeconds"].as_u64()), (429, Some(10)), "{status}");
+    assert_eq!(cause(&status), "The disruption budget web is still being processed by the server.");
+    let looked = json!({"status": {"observedGeneration": 1, "disruptionsAllowed": 1, "currentHealthy": 2,
+        "desiredHealthy": 1, "expectedPods": 2,
+        "conditions": [{"type": "DisruptionAllowed", "status": "True", "reason": "SufficientPods", "message": "",
+            "lastTransitionTime": "2026-01-01T00:00:00Z"}]}});
+    merge(&format!("{BUDGETS}/web/status"), looked).await;
+    assert_eq!(evict("a").await.0, 201);
+    let (_, taken) = get(&client, &format!("{BUDGETS}/web")).await;
+    assert_eq!(taken["status"]["disruptionsAllowed"], 0);
+    assert!(taken["status"]["disruptedPods"]["a"].is_string(), "{taken}");
+    assert_eq!(taken["status"]["conditions"][0]["reason"], "InsufficientPods");
+    let (code, status) = evict("b").await;
+    assert_eq!(code, 429);
+    assert_eq!(status["message"], "Cannot evict pod as it would violate the pod's disruption budget.");
+    assert_eq!(status["details"]["causes"][0]["reason"], "DisruptionBudget");
+    assert_eq!(cause(&status), "The disruption budget web needs 1 healthy pods and has 2 currently");
+    assert!(get(&client, &format!("{PODS}/b")).await.1["metadata"]["deletionTimestamp"].is_null());
+    // What disturbs nobody goes: a pod that does not run yet, and one that is not ready while enough others are.
+    assert_eq!(evict("waiting").await.0, 201);
+    assert_eq!(evict("unready").await.0, 201);
+    let (code, status) = evict("c").await;
+    assert_eq!((code, status["reason"].as_str()), (500, Some("InternalError")), "{status}");
+}
+
+#[tokio::test]
 async fn a_pod_keeps_its_spec_but_for_the_image() {
     let harness = Harness::start().await;
     let client = harness.local();
