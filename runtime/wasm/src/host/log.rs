@@ -16,8 +16,9 @@ use tokio::sync::mpsc;
 
 /// A longer line is written in parts, as the other CRI runtimes do.
 const LONGEST_LINE: usize = 16 << 10;
-/// Pieces of output, at most 64 KiB each, that may wait for one attached client.
-const BACKLOG: usize = 32;
+/// Pieces of output, at most 64 KiB each and 1 KiB from most guests, that may wait for one attached client. More than
+/// fits the pipes on the way: a client whose own input comes back is not cut off for a moment's delay.
+const BACKLOG: usize = 256;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stream {
