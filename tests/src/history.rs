@@ -1,9 +1,13 @@
-//! Histories of what clients did to one key, and whether one order of them explains every answer.
+//! Histories of what clients did to single keys: whether one order of what happened to a key explains every answer, and
+//! whether watches tell what happened.
 //!
 //! The search is Wing and Gong's with Lowe's memory ("Testing for linearizability", 2017): take any operation that may
 //! come first, go on with the rest, and remember sets of operations and states that led nowhere.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+/// A sound history of this test's size takes some hundred steps; more than this would fill the memory.
+const MOST_STEPS: usize = 1_000_000;
 
 /// What one key holds: the number that a client wrote, which no other write had.
 pub type State = Option<u64>;
@@ -72,8 +76,11 @@ pub fn linearizable(operations: &[Operation]) -> bool {
     operations.sort_by_key(|operation| operation.from);
     let words = operations.len().div_ceil(64).max(1);
     let mut seen = HashSet::new();
+    let mut steps = 0_usize;
     let mut open = vec![(vec![0u64; words], None)];
     while let Some((taken, state)) = open.pop() {
+        steps += 1;
+        assert!(steps < MOST_STEPS, "the search has no end: are too many outcomes unknown?");
         let left = |at: &usize| taken[at / 64] >> (at % 64) & 1 == 0;
         // Whatever comes next starts before the first end of those that are left.
         let end = (0..operations.len()).filter(left).map(|at| operations[at].to).min().unwrap_or(u64::MAX);
@@ -90,6 +97,61 @@ pub fn linearizable(operations: &[Operation]) -> bool {
         }
     }
     false
+}
+
+/// One event of a watch: the revision, the key, and what it holds now.
+pub type Seen = (u64, String, State);
+
+/// Whether watches over all keys, from before the history on, tell what happened: in order, the same to all, every
+/// acknowledged write at its revision, every acknowledged delete, and nothing that nobody asked for.
+///
+/// # Errors
+/// What is wrong, and where.
+pub fn check_watches(
+    watches: &[Vec<Seen>],
+    history: &BTreeMap<String, Vec<Operation>>,
+    written: &[Seen],
+) -> Result<(), String> {
+    let Some(seen) = watches.first() else { return Err("there is no watch".to_owned()) };
+    if let Some(other) = watches.iter().find(|other| *other != seen) {
+        return Err(format!("watches differ: {seen:?} and {other:?}"));
+    }
+    if let Some(pair) = seen.windows(2).find(|pair| pair[0].0 >= pair[1].0) {
+        return Err(format!("revisions do not grow: {pair:?}"));
+    }
+    let told: BTreeSet<&Seen> = seen.iter().collect();
+    if let Some(lost) = written.iter().find(|event| !told.contains(event)) {
+        return Err(format!("a gap: {lost:?} was acknowledged"));
+    }
+    for (name, operations) in history {
+        // What each event needs: a write that was done, or whose outcome nobody knows.
+        let done = |answer| matches!(answer, Answer::Done | Answer::Unknown);
+        let may = || operations.iter().filter(|one| done(one.answer));
+        let mut held: State = None;
+        let mut deletes = 0;
+        for (revision, _, now) in seen.iter().filter(|(_, of, _)| of == name) {
+            let asked = match now {
+                None => held.is_some(),
+                Some(number) => may().any(|one| match one.ask {
+                    Ask::Create(new) => new == *number && held.is_none(),
+                    Ask::Replace(old, new) => new == *number && held == Some(old),
+                    Ask::Get | Ask::Delete => false,
+                }),
+            };
+            if !asked {
+                return Err(format!("nobody made {name} into {now:?} at {revision}, where it was {held:?}"));
+            }
+            deletes += usize::from(now.is_none());
+            held = *now;
+        }
+        let asked = may().filter(|one| one.ask == Ask::Delete);
+        let (least, most) = asked
+            .fold((0, 0), |(least, most), one| (least + usize::from(one.answer == Answer::Done), most + 1));
+        if !(least..=most).contains(&deletes) {
+            return Err(format!("{deletes} deletes of {name} were told; {least} to {most} were done"));
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -156,5 +218,39 @@ mod tests {
         assert!(!linearizable(&[unknown, read(10, Some(1)), read(20, None)]));
         let before = operation(5, 6, Ask::Create(1), Answer::Unknown);
         assert!(!linearizable(&[read(0, Some(1)), before]), "it had not begun");
+    }
+
+    #[test]
+    fn a_watch_tells_what_happened_and_nothing_else() {
+        let key = || "k".to_owned();
+        let history = BTreeMap::from([(
+            key(),
+            vec![
+                operation(0, 1, Ask::Create(1), Answer::Done),
+                operation(2, 3, Ask::Replace(1, 2), Answer::Unknown),
+                operation(2, 3, Ask::Replace(1, 3), Answer::Conflict),
+                operation(4, 5, Ask::Delete, Answer::Done),
+            ],
+        )]);
+        let written = [(10, key(), Some(1))];
+        let event = |revision, state| (revision, key(), state);
+        let check = |seen: &[Seen]| check_watches(&[seen.to_vec(), seen.to_vec()], &history, &written);
+        let sound = [event(10, Some(1)), event(11, Some(2)), event(12, None)];
+        assert_eq!(check(&sound), Ok(()));
+        assert_eq!(check(&[event(10, Some(1)), event(12, None)]), Ok(()), "what is unknown was not done");
+        for (what, seen) in [
+            ("a gap", vec![event(11, Some(2)), event(12, None)]),
+            ("another revision", vec![event(9, Some(1)), event(12, None)]),
+            ("an order", vec![event(10, Some(1)), event(12, Some(2)), event(11, None)]),
+            ("a refused write", vec![event(10, Some(1)), event(11, Some(3)), event(12, None)]),
+            ("a write of nobody", vec![event(10, Some(1)), event(11, Some(7)), event(12, None)]),
+            ("a lost delete", vec![event(10, Some(1))]),
+            ("a delete of nothing", vec![event(10, Some(1)), event(11, None), event(12, None)]),
+            ("a write told twice", vec![event(10, Some(1)), event(11, Some(2)), event(12, Some(2))]),
+        ] {
+            assert!(check(&seen).is_err(), "{what} is refused");
+        }
+        let two = [sound.to_vec(), sound[..2].to_vec()];
+        assert!(check_watches(&two, &history, &written).is_err(), "watches that differ are refused");
     }
 }

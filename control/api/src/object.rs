@@ -1,5 +1,7 @@
 //! Reading and changing objects that are held as JSON.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value};
 
 /// The text at a JSON pointer such as `/spec/nodeName`; empty if it is absent or no text.
@@ -28,6 +30,12 @@ pub fn entries<'a>(object: &'a Value, pointer: &str) -> impl Iterator<Item = (&'
         .into_iter()
         .flatten()
         .map(|(key, value)| (key.as_str(), value))
+}
+
+/// The labels at a pointer.
+pub fn labels(object: &Value, pointer: &str) -> BTreeMap<String, String> {
+    let labels = entries(object, pointer);
+    labels.map(|(key, value)| (key.to_owned(), value.as_str().unwrap_or_default().to_owned())).collect()
 }
 
 pub fn name(object: &Value) -> &str {

@@ -13,7 +13,6 @@ use crate::represent;
 use crate::request::Verb;
 use crate::schema::{self, patch};
 use crate::status::{FieldError, Result, Status};
-use crate::verbs::delete::Deleted;
 use crate::verbs::write::{Change, Missing, Track};
 use crate::verbs::{Call, WriteOptions};
 
@@ -176,32 +175,6 @@ impl Call {
         })
         .await?;
         represent::value(form, 201, &Status::success(201).to_json())
-    }
-
-    /// A graceful delete, if the pod's disruption budget lets it go.
-    pub async fn evict(&mut self, body: Bytes) -> Result<Response<Body>> {
-        let options = self.write_options("CreateOptions")?;
-        let form = self.answer_form()?;
-        let eviction = self.body_value(&body, "policy/v1", "Eviction")?;
-        let named = text(&eviction, "/metadata/name");
-        if !named.is_empty() && named != self.path.name {
-            return Err(Status::bad_request("name in URL does not match name in Eviction object"));
-        }
-        let dry =
-            options.dry_run || list(&eviction, "/deleteOptions/dryRun").iter().any(|value| value == "All");
-        let grace = number(&eviction, "/deleteOptions/gracePeriodSeconds");
-        let uid =
-            eviction.pointer("/deleteOptions/preconditions/uid").and_then(Value::as_str).map(str::to_owned);
-        let pod = self.storage().get(self.key().as_str()).ok_or_else(|| self.not_found())?;
-        let pod = encode::decoded(&pod.value, pod.revision).map_err(Status::internal)?;
-        if uid.as_deref().is_none_or(|uid| uid == object::uid(&pod)) {
-            self.take_disruption(&pod, dry).await?;
-        }
-        match self.delete_with_grace(grace, uid, dry).await? {
-            Deleted::Now { .. } | Deleted::Later { .. } => {
-                represent::value(form, 201, &Status::success(201).to_json())
-            }
-        }
     }
 
     /// Sets a namespace's own finalizers, whose removal ends its deletion.

@@ -1,8 +1,9 @@
 //! Checks that many kinds share: names, labels, annotations, quantities; in Kubernetes' words.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector as Selector;
 use serde_json::Value;
 use wharf_kit::quantity::Quantity;
-use wharf_kit::selector::{label_value_problem, qualified_name_problem};
+use wharf_kit::selector::{LabelSelector, label_value_problem, qualified_name_problem};
 
 use crate::kinds::Kind;
 use crate::object::{entries, finalizers, flag, list, name, namespace, text};
@@ -104,6 +105,16 @@ pub fn qualified_name(name: &str, field: &str, errors: &mut Vec<FieldError>) {
     if let Some(problem) = qualified_name_problem(name) {
         errors.push(FieldError::invalid(field, name, problem));
     }
+}
+
+/// A label selector of an object, if there is one.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn selector(selector: &Value) -> Result<Option<LabelSelector>, String> {
+    let typed: Option<Selector> =
+        serde_json::from_value(selector.clone()).map_err(|error| error.to_string())?;
+    typed.as_ref().map(LabelSelector::try_from).transpose().map_err(|error| error.to_string())
 }
 
 pub fn labels(object: &Value, pointer: &str, field: &str, errors: &mut Vec<FieldError>) {

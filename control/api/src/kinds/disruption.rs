@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::Strategy;
 use crate::status::FieldError;
-use crate::validate::{int_or_percent, one_of};
+use crate::validate::{self, int_or_percent, one_of};
 
 pub struct PodDisruptionBudget;
 
@@ -18,6 +18,9 @@ impl Strategy for PodDisruptionBudget {
         }
         for field in ["minAvailable", "maxUnavailable"] {
             int_or_percent(given(field), &format!("spec.{field}"), errors);
+        }
+        if let Err(problem) = validate::selector(&spec["selector"]) {
+            errors.push(FieldError::invalid("spec.selector", spec["selector"].clone(), problem));
         }
         let policies = ["AlwaysAllow", "IfHealthyBudget"];
         let field = "spec.unhealthyPodEvictionPolicy";

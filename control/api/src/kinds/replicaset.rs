@@ -1,12 +1,11 @@
 //! ReplicaSets.
 
 use serde_json::Value;
-use wharf_kit::selector::LabelSelector;
 
 use super::{Strategy, pod_spec};
-use crate::object::{entries, list};
+use crate::object::{self, entries, list};
 use crate::status::FieldError;
-use crate::validate::{at_least, immutable};
+use crate::validate::{self, at_least, immutable};
 
 pub struct ReplicaSet;
 
@@ -33,10 +32,7 @@ pub fn selector(workload: &Value, kind: &str, errors: &mut Vec<FieldError>) {
     let selector = &workload["spec"]["selector"];
     if selector.is_null() {
         errors.push(FieldError::required("spec.selector", ""));
-    }
-    let some = !selector.is_null();
-    if some
-        && entries(selector, "/matchLabels").next().is_none()
+    } else if entries(selector, "/matchLabels").next().is_none()
         && list(selector, "/matchExpressions").is_empty()
     {
         return errors.push(FieldError::invalid(
@@ -46,18 +42,10 @@ pub fn selector(workload: &Value, kind: &str, errors: &mut Vec<FieldError>) {
         ));
     }
     // Without a selector the template is not matched either.
-    let typed: Result<Option<k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector>, _> =
-        serde_json::from_value(selector.clone());
-    let parsed = typed.map_err(|error| error.to_string()).and_then(|typed| {
-        typed.as_ref().map(LabelSelector::try_from).transpose().map_err(|error| error.to_string())
-    });
-    match parsed {
+    match validate::selector(selector) {
         Err(problem) => errors.push(FieldError::invalid("spec.selector", selector.clone(), problem)),
         Ok(parsed) => {
-            let labels: std::collections::BTreeMap<String, String> =
-                entries(workload, "/spec/template/metadata/labels")
-                    .map(|(key, value)| (key.to_owned(), value.as_str().unwrap_or_default().to_owned()))
-                    .collect();
+            let labels = object::labels(workload, "/spec/template/metadata/labels");
             if !parsed.is_some_and(|parsed| parsed.matches(&labels)) {
                 errors.push(FieldError::invalid(
                     "spec.template.metadata.labels",

@@ -27,7 +27,7 @@ pub struct Options {
     propagation_policy: Option<String>,
     orphan_dependents: Option<bool>,
     preconditions: Option<Preconditions>,
-    dry_run: Vec<String>,
+    pub dry_run: Vec<String>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -35,6 +35,39 @@ pub struct Options {
 struct Preconditions {
     uid: Option<String>,
     resource_version: Option<String>,
+}
+
+impl Options {
+    /// The same, for an object of exactly this version. `None` if they ask for a version already.
+    pub fn at_version(&self, version: &str) -> Option<Self> {
+        let mut preconditions = self.preconditions.clone().unwrap_or_default();
+        if preconditions.resource_version.is_some() {
+            return None;
+        }
+        preconditions.resource_version = Some(version.to_owned());
+        Some(Self { preconditions: Some(preconditions), ..self.clone() })
+    }
+
+    /// # Errors
+    /// 422 for a policy that is none, or one beside the older way to say it.
+    pub fn check(self) -> Result<Self> {
+        let invalid = |error| Err(Status::invalid("meta.k8s.io", "DeleteOptions", "", vec![error]));
+        if self.orphan_dependents.is_some() && self.propagation_policy.is_some() {
+            return invalid(FieldError::invalid(
+                "propagationPolicy",
+                self.propagation_policy.unwrap_or_default(),
+                "orphanDependents and deletionPropagation cannot be both set",
+            ));
+        }
+        match self.propagation_policy.as_deref() {
+            None | Some("Orphan" | "Background" | "Foreground") => Ok(self),
+            Some(other) => invalid(FieldError::not_supported(
+                "propagationPolicy",
+                other,
+                &["Foreground", "Background", "Orphan", "nil"],
+            )),
+        }
+    }
 }
 
 /// What a delete did.
@@ -62,22 +95,7 @@ impl Call {
             options.orphan_dependents = Some(orphan);
         }
         options.dry_run.extend(self.query.all("dryRun").map(str::to_owned));
-        let invalid = |error| Err(Status::invalid("meta.k8s.io", "DeleteOptions", "", vec![error]));
-        if options.orphan_dependents.is_some() && options.propagation_policy.is_some() {
-            return invalid(FieldError::invalid(
-                "propagationPolicy",
-                options.propagation_policy.unwrap_or_default(),
-                "orphanDependents and deletionPropagation cannot be both set",
-            ));
-        }
-        match options.propagation_policy.as_deref() {
-            None | Some("Orphan" | "Background" | "Foreground") => Ok(options),
-            Some(other) => invalid(FieldError::not_supported(
-                "propagationPolicy",
-                other,
-                &["Foreground", "Background", "Orphan", "nil"],
-            )),
-        }
+        options.check()
     }
 
     pub async fn delete(&self, body: Bytes) -> Result<Response<Body>> {
@@ -89,7 +107,7 @@ impl Call {
             _ => 200,
         };
         let name = self.path.name.clone();
-        match self.delete_one(&name, &options).await? {
+        match self.delete_one(&name, &options, |_| ()).await? {
             Deleted::Now { name, uid } => {
                 let deleted = Status::deleted(&self.kind, &name, &uid).to_json();
                 represent::value(form, 200, &deleted)
@@ -109,7 +127,7 @@ impl Call {
         let results: Vec<Result<_>> = futures::stream::iter(items)
             .map(|item| async {
                 let name = item.key.as_str().rsplit('/').next().unwrap_or_default().to_owned();
-                match self.delete_one(&name, &options).await {
+                match self.delete_one(&name, &options, |_| ()).await {
                     Ok(_) => Ok(Some(item)),
                     Err(status) if status.code() == 404 => Ok(None),
                     Err(status) => Err(status),
@@ -122,24 +140,13 @@ impl Call {
         represent::list(form, &self.kind, &meta, deleted).await
     }
 
-    /// Deletes as a subresource asks, for example an eviction.
-    pub async fn delete_with_grace(
+    /// Deletes one object; `note` writes down why in what lives on for a while.
+    pub async fn delete_one(
         &self,
-        grace: Option<i64>,
-        uid: Option<String>,
-        dry: bool,
+        name: &str,
+        options: &Options,
+        note: impl Fn(&mut Value),
     ) -> Result<Deleted> {
-        let options = Options {
-            grace_period_seconds: grace,
-            preconditions: uid.map(|uid| Preconditions { uid: Some(uid), resource_version: None }),
-            dry_run: if dry { vec!["All".to_owned()] } else { Vec::new() },
-            ..Options::default()
-        };
-        let name = self.path.name.clone();
-        self.delete_one(&name, &options).await
-    }
-
-    async fn delete_one(&self, name: &str, options: &Options) -> Result<Deleted> {
         let dry = dry_run("DeleteOptions", options.dry_run.iter().map(String::as_str))?;
         let key = self.kind.key(&self.path.namespace, name);
         for _ in 0..ATTEMPTS {
@@ -150,6 +157,7 @@ impl Call {
             self.check_preconditions(name, &object, options)?;
             self.admit(Operation::Delete, None, name, &mut object, None)?;
             let before = object.clone();
+            note(&mut object);
             let gone = self.mark_deleted(&mut object, options);
             if !gone && object == before {
                 return Ok(Deleted::Later { value: stored.value.clone(), revision: stored.revision });
@@ -178,7 +186,7 @@ impl Call {
         Err(Status::modified(&self.kind, name))
     }
 
-    fn check_preconditions(&self, name: &str, object: &Value, options: &Options) -> Result<()> {
+    pub fn check_preconditions(&self, name: &str, object: &Value, options: &Options) -> Result<()> {
         let Some(preconditions) = &options.preconditions else { return Ok(()) };
         let checks = [
             ("UID", &preconditions.uid, object::uid(object)),

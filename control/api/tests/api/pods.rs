@@ -129,22 +129,56 @@ async fn a_budget_lets_as_many_pods_go_as_its_status_allows() {
         "conditions": [{"type": "DisruptionAllowed", "status": "True", "reason": "SufficientPods", "message": "",
             "lastTransitionTime": "2026-01-01T00:00:00Z"}]}});
     merge(&format!("{BUDGETS}/web/status"), looked).await;
-    assert_eq!(evict("a").await.0, 201);
+    // Of evictions at once only so many pass.
+    let both = tokio::join!(evict("a"), evict("b"));
+    let (gone, stays) = match (both.0.0, both.1.0) {
+        (201, 429) => ("a", "b"),
+        (429, 201) => ("b", "a"),
+        other => panic!("one of two passes: {other:?}"),
+    };
+    let (_, evicted) = get(&client, &format!("{PODS}/{gone}")).await;
+    let conditions = evicted["status"]["conditions"].as_array().unwrap();
+    let told = conditions.iter().find(|one| one["type"] == "DisruptionTarget").expect("it says why it goes");
+    assert_eq!(told["reason"], "EvictionByEvictionAPI");
     let (_, taken) = get(&client, &format!("{BUDGETS}/web")).await;
     assert_eq!(taken["status"]["disruptionsAllowed"], 0);
-    assert!(taken["status"]["disruptedPods"]["a"].is_string(), "{taken}");
+    assert!(taken["status"]["disruptedPods"][gone].is_string(), "{taken}");
     assert_eq!(taken["status"]["conditions"][0]["reason"], "InsufficientPods");
-    let (code, status) = evict("b").await;
+    let (code, status) = evict(stays).await;
     assert_eq!(code, 429);
     assert_eq!(status["message"], "Cannot evict pod as it would violate the pod's disruption budget.");
     assert_eq!(status["details"]["causes"][0]["reason"], "DisruptionBudget");
     assert_eq!(cause(&status), "The disruption budget web needs 1 healthy pods and has 2 currently");
-    assert!(get(&client, &format!("{PODS}/b")).await.1["metadata"]["deletionTimestamp"].is_null());
+    assert!(get(&client, &format!("{PODS}/{stays}")).await.1["metadata"]["deletionTimestamp"].is_null());
     // What disturbs nobody goes: a pod that does not run yet, and one that is not ready while enough others are.
     assert_eq!(evict("waiting").await.0, 201);
     assert_eq!(evict("unready").await.0, 201);
     let (code, status) = evict("c").await;
     assert_eq!((code, status["reason"].as_str()), (500, Some("InternalError")), "{status}");
+    let mut odd = budget("odd", "web");
+    odd["spec"]["selector"] =
+        json!({"matchExpressions": [{"key": "app", "operator": "Near", "values": ["web"]}]});
+    assert_eq!(call(&client, "POST", BUDGETS, odd).await.0, 422, "a selector that says nothing");
+}
+
+#[tokio::test]
+async fn an_eviction_honours_its_delete_options() {
+    let harness = Harness::start().await;
+    let client = harness.local();
+    call(&client, "POST", PODS, pod("a")).await;
+    call(&client, "POST", &format!("{PODS}/a/binding"), binding("a", "n1")).await;
+    let evict = async |options: Value| {
+        let eviction = json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": "a"},
+            "deleteOptions": options});
+        call(&client, "POST", &format!("{PODS}/a/eviction"), eviction).await.0
+    };
+    assert_eq!(evict(json!({"preconditions": {"resourceVersion": "1"}})).await, 409);
+    assert_eq!(evict(json!({"preconditions": {"uid": "another"}})).await, 409);
+    assert_eq!(evict(json!({"propagationPolicy": "Sideways"})).await, 422);
+    assert_eq!(evict(json!({"dryRun": ["All"]})).await, 201);
+    assert!(get(&client, &format!("{PODS}/a")).await.1["metadata"]["deletionTimestamp"].is_null());
+    assert_eq!(evict(json!({"gracePeriodSeconds": 7})).await, 201);
+    assert_eq!(get(&client, &format!("{PODS}/a")).await.1["metadata"]["deletionGracePeriodSeconds"], 7);
 }
 
 #[tokio::test]
