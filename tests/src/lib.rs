@@ -25,7 +25,7 @@ mod wctl;
 pub use census::Census;
 pub use cluster::Cluster;
 pub use http::{Forward, Node, Stream, get};
-pub use optional::only_test;
+pub use optional::{only_test, take_tour};
 pub use process::{Kind, Process, processes};
 pub use space::Space;
 pub use wait::{PATIENCE, eventually, eventually_async};

@@ -1,6 +1,8 @@
 use std::ffi::{OsStr, OsString};
 use std::panic::UnwindSafe;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
+
+use crate::Space;
 
 /// Runs the only test of a program without the usual harness, which cannot skip a test for a reason that is known only
 /// when it runs. `needs` is the variable that names what the test drives and is given to it; the variable `absent` says
@@ -34,4 +36,16 @@ pub fn only_test(name: &str, needs: &str, absent: &str, test: impl FnOnce(&OsStr
         "test result: {verdict}. {passed} passed; {failed} failed; {ignored} ignored; 0 measured; 0 filtered out"
     );
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Runs a program that tours the namespace and tells `steps` lines, one a step.
+///
+/// # Panics
+/// If it fails, or tells more or less.
+#[track_caller]
+pub fn take_tour(program: &mut Command, space: &Space, steps: usize) {
+    let output = program.env("KUBECONFIG", space.cluster.kubeconfig()).output().expect("the tour starts");
+    let (said, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{said}\n{errors}");
+    assert_eq!(said.lines().count(), steps, "{said}");
 }

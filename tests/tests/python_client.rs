@@ -3,7 +3,7 @@
 
 use std::process::{Command, ExitCode};
 
-use wharf_tests::{Space, only_test};
+use wharf_tests::{Space, only_test, take_tour};
 
 /// What the tour tells, a line a step.
 const STEPS: usize = 8;
@@ -15,12 +15,5 @@ fn main() -> ExitCode {
 fn tour(python: &std::ffi::OsStr) {
     let space = Space::new("python");
     let tour = concat!(env!("CARGO_MANIFEST_DIR"), "/compat/python/tour.py");
-    let output = Command::new(python)
-        .args([tour, space.name, "registry.wharf/greeter:1"])
-        .env("KUBECONFIG", space.cluster.kubeconfig())
-        .output()
-        .expect("python runs");
-    let (said, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{said}\n{errors}");
-    assert_eq!(said.lines().count(), STEPS, "{said}");
+    take_tour(Command::new(python).args([tour, space.name, "registry.wharf/greeter:1"]), &space, STEPS);
 }

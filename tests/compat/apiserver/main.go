@@ -37,6 +37,8 @@ type step struct {
 	// Why our server says it in other words: our test reads it.
 	Differs string `json:"differs"`
 	Ours    int    `json:"ours"`
+	// Where in the answer it does: JSON pointers.
+	At []string `json:"at"`
 	// A body as it is, for what is not JSON or says a key twice.
 	Text *string `json:"text"`
 }
@@ -161,7 +163,7 @@ func main() {
 	runtime.LockOSThread()
 	etcd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	check(etcd.Start())
-	defer etcd.Process.Kill()
+	defer func() { etcd.Process.Kill(); etcd.Wait() }() // before its folder goes
 
 	signing := must(rsa.GenerateKey(rand.Reader, 2048))
 	keyFile, tokenFile := filepath.Join(folder, "sa.key"), filepath.Join(folder, "tokens")
@@ -177,10 +179,16 @@ func main() {
 		"--endpoint-reconciler-type=none",
 		// No controller makes the accounts that it would ask for.
 		"--disable-admission-plugins=ServiceAccount", "-v=0"})
-	go func() { panic(command.Execute()) }()
+	ended := make(chan error, 1)
+	go func() { ended <- command.Execute() }() // a panic there would leave all behind
 
 	server := "https://127.0.0.1:" + port
 	for begin := time.Now(); ; time.Sleep(200 * time.Millisecond) {
+		select {
+		case err := <-ended:
+			panic(fmt.Sprintf("kube-apiserver ended: %v", err))
+		default:
+		}
 		if response, err := client.Get(server + "/readyz"); err == nil {
 			response.Body.Close()
 			if response.StatusCode == 200 {

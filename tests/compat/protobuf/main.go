@@ -2,7 +2,7 @@
 //
 //	KUBECONFIG=... go run . NAMESPACE
 //
-// Tells a line a step; the namespace has to exist. Cleans up after itself.
+// Tells a line a step; the namespace has to exist. One that succeeds leaves nothing; one that fails leaves what it made.
 package main
 
 import (
@@ -245,6 +245,7 @@ func main() {
 	check(accounts.Delete(ctx, "tour", metav1.DeleteOptions{}))
 	answers.lock.Lock()
 	defer answers.lock.Unlock()
+	expect("answers were counted", len(answers.types) > 0, true)
 	for name, count := range answers.types {
 		if !strings.HasPrefix(name, protobuf) {
 			panic(fmt.Sprintf("%d answers came as %q", count, name))

@@ -3,7 +3,7 @@
 // Run it in control/api/schema/protobuf, where go.mod says which release of Kubernetes is meant:
 //
 //	go run . table < ../types.txt > ../protobuf.txt
-//	go run . golden < ../types.txt | gzip -9n > ../../src/protobuf/golden.json.gz
+//	go run . golden < ../types.txt | gzip -9n > ../../src/protobuf/golden.gz
 //
 // Both read which kinds are meant from types.txt.
 package main

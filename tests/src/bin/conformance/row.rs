@@ -28,7 +28,7 @@ pub enum Way {
     Once,
     /// Again and again until it is as expected: for what comes by itself and no `kubectl wait` waits for.
     Repeated,
-    /// Until it has said what is expected; then it is ended.
+    /// Until it has said what is expected, and it still runs then; then it is ended.
     Endless,
     /// As endless, but once it forwards, a GET of this path has to be answered so.
     Forward { path: &'static str, answer: &'static str },

@@ -218,7 +218,8 @@ fn listen(row: &Row, child: &mut Child, heard: &Receiver<Vec<u8>>, until: Instan
         match heard.recv_timeout(until.saturating_duration_since(Instant::now())) {
             Ok(more) => bytes.extend(more),
             Err(RecvTimeoutError::Disconnected) => {
-                let early = matches!(row.way, Way::Forward { .. }).then(|| "it ended".to_owned());
+                let goes_on = matches!(row.way, Way::Endless | Way::Forward { .. });
+                let early = goes_on.then(|| "it ended".to_owned());
                 return seen(&bytes, child.wait()?.code(), early);
             }
             Err(RecvTimeoutError::Timeout) => {
@@ -229,7 +230,11 @@ fn listen(row: &Row, child: &mut Child, heard: &Receiver<Vec<u8>>, until: Instan
         match row.way {
             Way::Once | Way::Repeated => {}
             Way::Endless if missing(row, &pattern::squeezed(&text)).next().is_some() => {}
-            Way::Endless => return seen(&bytes, None, None),
+            Way::Endless => {
+                // One that does not go on has nothing more to say and ends now.
+                let ended = matches!(heard.recv_timeout(PAUSE), Err(RecvTimeoutError::Disconnected));
+                return seen(&bytes, None, ended.then(|| "it ended".to_owned()));
+            }
             Way::Forward { path, answer } => {
                 if let Some(port) = forwarded(&text) {
                     let fault = match get(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port), path) {

@@ -52,7 +52,7 @@ pub fn rows() -> Vec<Row> {
         run("config set-context tour --kubeconfig={dir}/robot --cluster=tour --user=robot").says(&["Context \"tour\" created."]),
         run("config use-context tour --kubeconfig={dir}/robot").says(&["Switched to context \"tour\"."]),
         run("auth whoami --kubeconfig={dir}/robot").says(&["Username system:serviceaccount:access:robot", "Groups [system:serviceaccounts system:serviceaccounts:access system:authenticated]"]),
-        run("get configmaps --kubeconfig={dir}/robot -o name").hides(&["error"]),
+        run("get configmaps --kubeconfig={dir}/robot -o name").says(&["configmap/kube-root-ca.crt"]),
         run("get secrets --kubeconfig={dir}/robot").fails().says(&["*User \"system:serviceaccount:access:robot\" cannot list resource \"secrets\"*"]),
         run("config set-credentials robot --kubeconfig={dir}/robot --token=wrong").says(&["User \"robot\" set."]),
         run("get configmaps --kubeconfig={dir}/robot").fails().says(&["*You must be logged in to the server*"]),

@@ -48,7 +48,7 @@ pub fn rows() -> Vec<Row> {
         run("patch deployment work --subresource=scale --type=merge -p '{\"spec\":{\"replicas\":0}}'")
             .says(&["*/work patched"]),
         run("patch -f - --type=merge -p '{\"data\":{\"z\":\"9\"}}' --dry-run=server -o yaml").reads(MAP).says(&["z: \"9\""]),
-        run("patch configmap map --local -f - --type=merge -p '{\"data\":{\"z\":\"9\"}}'").fails().says(&["error: *"]),
+        run("patch configmap map --local -f - --type=merge -p '{\"data\":{\"z\":\"9\"}}'").fails().says(&["error: cannot specify --local and server resources"]),
         // edit
         run("edit configmap map").with("KUBE_EDITOR", "sed -i 's/a: \"1\"/a: \"5\"/'").says(&["configmap/map edited"]),
         run("get configmap map -o 'jsonpath={.data.a}'").says(&["5"]),
