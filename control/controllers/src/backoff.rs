@@ -9,6 +9,8 @@ use tokio::time::Instant;
 use wharf_kit::queue::Backoff;
 use wharf_kit::view::Key;
 
+use crate::views::Pod;
+
 /// As for Kubernetes' DaemonSets; without jitter, since places are apart anyway.
 const BACKOFF: Backoff =
     Backoff { first: Duration::from_secs(1), last: Duration::from_secs(15 * 60), jitter: 0.0 };
@@ -40,6 +42,20 @@ impl Backoffs {
         let place = set.places.get(place)?;
         let left = BACKOFF.wait(place.failures).checked_sub(place.since.elapsed())?;
         (!left.is_zero()).then_some(left)
+    }
+
+    /// How much longer each ended pod's place waits, by the pod's uid.
+    pub fn waits<'a>(
+        &self,
+        set: &Key,
+        generation: i64,
+        pods: &'a [Arc<Pod>],
+        place: impl Fn(&'a Pod) -> &'a str,
+    ) -> HashMap<Arc<str>, Duration> {
+        let ended = pods.iter().filter(|pod| pod.has_ended());
+        let left =
+            |pod: &'a Arc<Pod>| Some((pod.metadata.uid.clone(), self.left(set, generation, place(pod))?));
+        ended.filter_map(left).collect()
     }
 
     /// A pod that ended is replaced now: the next that ends waits longer, unless this one lasts.

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tracing::debug;
 use wharf_kit::api::{self, Absent, Delete, Ignored, Kind, Object, PatchKind, Rest};
 use wharf_kit::event::{Recorder, Subject};
-use wharf_kit::view::{Meta, OwnerRef, Store, View};
+use wharf_kit::view::{Change, Index, Key, Meta, OwnerRef, Store, View};
 
 use crate::views::Pod;
 
@@ -25,6 +25,44 @@ const FIRST_BATCH: usize = 8;
 const AT_ONCE: usize = 64;
 /// How many pods one pass makes or deletes, as in Kubernetes; the next pass does more.
 pub(crate) const BURST: usize = 500;
+
+/// The index of pods by their controller's uid.
+pub(crate) fn by_controller(pods: &Store<Pod>) -> Index<Pod> {
+    pods.index("controller", |pod| {
+        pod.metadata.controller().map(|owner| owner.uid.to_string()).into_iter().collect()
+    })
+}
+
+/// The index of pods that nothing controls by their namespace.
+pub(crate) fn loose(pods: &Store<Pod>) -> Index<Pod> {
+    pods.index("loose", |pod| {
+        let loose = pod.metadata.controller().is_none();
+        loose.then(|| pod.metadata.namespace.to_string()).into_iter().collect()
+    })
+}
+
+/// Which of the workload kind's objects a change of a pod may matter to: those that control it or did, and of those in
+/// its namespace whoever would take `loose`, the pod where nothing controls it.
+pub(crate) fn concerned<T: View>(
+    workloads: &Store<T>,
+    change: &Change<'_, Pod>,
+    loose: Option<&Arc<Pod>>,
+    willing: impl Fn(&T, &Pod) -> bool,
+) -> Vec<Key> {
+    let sides = change.old.into_iter().chain(change.new);
+    let mut keys: Vec<Key> = sides.filter_map(|pod| controller::<T>(pod)).collect();
+    if let Some(pod) = loose.filter(|pod| pod.metadata.controller().is_none()) {
+        let all = workloads.in_namespace(&pod.metadata.namespace);
+        keys.extend(all.iter().filter(|one| willing(one, pod)).map(|one| one.meta().key()));
+    }
+    keys
+}
+
+/// The object of this kind that controls the pod.
+pub(crate) fn controller<T: View>(pod: &Pod) -> Option<Key> {
+    let owner = pod.metadata.controller().filter(|owner| owner.kind == T::KIND.kind)?;
+    Some(Key::new(pod.metadata.namespace.clone(), owner.name.as_str()))
+}
 
 /// The reference by which a workload controls its pods.
 pub(crate) fn owner(kind: Kind, meta: &Meta) -> OwnerRef {
@@ -113,6 +151,22 @@ pub(crate) struct Hands {
 }
 
 impl Hands {
+    /// Takes pods over for a workload and lets go of others; tells whether there was one.
+    pub async fn own<T: View>(
+        &self,
+        workload: &Meta,
+        adopt: &[Arc<Pod>],
+        release: &[Arc<Pod>],
+    ) -> Result<bool, api::Error> {
+        for pod in adopt {
+            self::adopt(&self.rest, &self.pods, &**pod, owner(T::KIND, workload), None).await?;
+        }
+        for pod in release {
+            self::release(&self.rest, &self.pods, pod, &workload.uid).await?;
+        }
+        Ok(!adopt.is_empty() || !release.is_empty())
+    }
+
     /// Makes these pods of a workload in batches that double, so that a quota or an admission rule refuses few, and
     /// awaits that the view shows them: else the next pass would make them again.
     pub async fn create<'a>(

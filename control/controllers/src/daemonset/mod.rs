@@ -3,7 +3,7 @@
 mod placing;
 mod plan;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
@@ -14,7 +14,6 @@ use wharf_kit::view::{Change, Index, Key, Store, View};
 
 use crate::backoff::Backoffs;
 use crate::pods::Hands;
-use crate::replicaset::by_controller;
 use crate::revisions::{self, HASH, Revisions, Workload};
 use crate::status::{count, now};
 use crate::views::{ControllerRevision, DaemonSet, Node, Pod};
@@ -28,8 +27,7 @@ pub(crate) async fn run(context: Context) {
     let pods = context.hub.view::<Pod>();
     let nodes = context.hub.view::<Node>();
     let revisions = Revisions::new(&context);
-    let owned = by_controller(&pods);
-    let loose = crate::replicaset::loose(&pods);
+    let (owned, loose) = (pods::by_controller(&pods), pods::loose(&pods));
     tokio::join!(sets.ready(), pods.ready(), nodes.ready(), revisions.store().ready());
     let pass = DaemonSets {
         hands: Hands { rest: context.rest, recorder: context.recorder, pods: pods.clone() },
@@ -45,7 +43,12 @@ pub(crate) async fn run(context: Context) {
         .workers(8)
         .watches(&sets, |change| [change.key.clone()])
         .watches(revisions.store(), |change| revisions::owners("DaemonSet", change))
-        .watches(&pods, move |change| keys(&willing, change))
+        .watches(&pods, move |change| {
+            let loose = change.new.filter(|pod| pod.is_active());
+            pods::concerned(&willing, change, loose, |set, pod| {
+                set.spec.selector.matches(&pod.metadata.labels)
+            })
+        })
         .watches(&nodes, move |change| {
             let moved = places_otherwise(change);
             let all = if moved { all.all() } else { Vec::new() };
@@ -58,20 +61,6 @@ pub(crate) async fn run(context: Context) {
 fn places_otherwise(change: &Change<'_, Node>) -> bool {
     let (Some(old), Some(new)) = (change.old, change.new) else { return true };
     old.metadata.labels != new.metadata.labels || old.spec.taints != new.spec.taints
-}
-
-fn keys(sets: &Store<DaemonSet>, change: &Change<'_, Pod>) -> Vec<Key> {
-    let owner = |pod: &Arc<Pod>| {
-        let owner = pod.metadata.controller().filter(|owner| owner.kind == "DaemonSet")?;
-        Some(Key::new(pod.metadata.namespace.clone(), owner.name.as_str()))
-    };
-    let mut keys: Vec<Key> = change.old.into_iter().chain(change.new).filter_map(owner).collect();
-    if let Some(pod) = change.new.filter(|pod| pod.metadata.controller().is_none() && pod.is_active()) {
-        let willing = |set: &&Arc<DaemonSet>| set.spec.selector.matches(&pod.metadata.labels);
-        let all = sets.in_namespace(&pod.metadata.namespace);
-        keys.extend(all.iter().filter(willing).map(|set| set.metadata.key()));
-    }
-    keys
 }
 
 struct DaemonSets {
@@ -102,12 +91,7 @@ impl Pass for DaemonSets {
         let (history, present) = self.revisions.of(&workload(&set)).await?;
         let hash = hash(&present);
         let pods = self.owned.get(&set.metadata.uid);
-        let waiting = |pod: &Pod| self.backoffs.left(key, set.metadata.generation, pod.target());
-        let waits: HashMap<Arc<str>, _> = pods
-            .iter()
-            .filter(|pod| pod.has_ended())
-            .filter_map(|pod| Some((pod.metadata.uid.clone(), waiting(pod)?)))
-            .collect();
+        let waits = self.backoffs.waits(key, set.metadata.generation, &pods, Pod::target);
         let seen = Seen { nodes: &self.nodes.all(), pods: &pods, waits: &waits, now: now() };
         let plan = plan(&set, hash, &seen);
         let acted = self.act(&set, hash, &plan).await;
@@ -145,18 +129,12 @@ fn hash(revision: &ControllerRevision) -> &str {
 impl DaemonSets {
     /// Takes over pods that match and lets go of those that do not; tells whether there was one.
     async fn own(&self, set: &DaemonSet) -> Result<bool, api::Error> {
-        let selects = |pod: &&Arc<Pod>| set.spec.selector.matches(&pod.metadata.labels);
-        let (owned, loose) = (self.owned.get(&set.metadata.uid), self.loose.get(&set.metadata.namespace));
-        let adopt: Vec<_> = loose.iter().filter(|pod| pod.is_active()).filter(selects).collect();
-        let release: Vec<_> = owned.iter().filter(|pod| !selects(pod)).collect();
-        for pod in &adopt {
-            let owner = pods::owner(DaemonSet::KIND, &set.metadata);
-            pods::adopt(&self.hands.rest, &self.hands.pods, &***pod, owner, None).await?;
-        }
-        for pod in &release {
-            pods::release(&self.hands.rest, &self.hands.pods, pod, &set.metadata.uid).await?;
-        }
-        Ok(!adopt.is_empty() || !release.is_empty())
+        let selects = |pod: &Arc<Pod>| set.spec.selector.matches(&pod.metadata.labels);
+        let (mut owned, mut loose) =
+            (self.owned.get(&set.metadata.uid), self.loose.get(&set.metadata.namespace));
+        loose.retain(|pod| pod.is_active() && selects(pod));
+        owned.retain(|pod| !selects(pod));
+        self.hands.own::<DaemonSet>(&set.metadata, &loose, &owned).await
     }
 
     async fn act(&self, set: &DaemonSet, hash: &str, plan: &Plan) -> Result<(), api::Error> {

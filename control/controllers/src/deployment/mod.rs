@@ -16,7 +16,7 @@ use wharf_kit::reconcile::{Controller, Next, Pass};
 use wharf_kit::view::{Index, Key, OwnerRef, Store, View};
 
 use crate::Context;
-use crate::replicaset::by_controller;
+use crate::pods::by_controller;
 use crate::status::count;
 use crate::views::{Deployment, Pod, ReplicaSet};
 

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use wharf_kit::api::{self, Absent, Delete, Ignored, Object, PatchKind, Propagation, Rest};
 use wharf_kit::event::{Recorder, Subject};
 use wharf_kit::reconcile::{Controller, Next, Pass};
-use wharf_kit::view::{Change, Index, Key, Store, View};
+use wharf_kit::view::{Index, Key, Store, View};
 
 use crate::status::{count, now};
 use crate::views::{Job, Pod};
@@ -28,8 +28,9 @@ pub(crate) async fn run(context: Context) {
     let jobs = context.hub.view::<Job>();
     let pods = context.hub.view::<Pod>();
     // By name: the pods of a Job that is gone have to be let go of, too.
-    let owned = pods.index("job", |pod| owner(pod).map(|key| key.to_string()).into_iter().collect());
-    let loose = crate::replicaset::loose(&pods);
+    let owned = pods
+        .index("job", |pod| pods::controller::<Job>(pod).map(|key| key.to_string()).into_iter().collect());
+    let loose = crate::pods::loose(&pods);
     tokio::join!(jobs.ready(), pods.ready());
     let pass = Jobs {
         rest: context.rest,
@@ -43,26 +44,15 @@ pub(crate) async fn run(context: Context) {
     let controller = Controller::new("job", pass)
         .workers(8)
         .watches(&jobs, |change| [change.key.clone()])
-        .watches(&pods, move |change| keys(&all, change));
+        .watches(&pods, move |change| {
+            pods::concerned(&all, change, change.new, |job, pod| {
+                job.spec.selector.matches(&pod.metadata.labels)
+            })
+        });
     controller.run(context.stop).await;
 }
 
 /// The Job that controls the pod, whether or not it is still there.
-fn owner(pod: &Pod) -> Option<Key> {
-    let owner = pod.metadata.controller().filter(|owner| owner.kind == "Job")?;
-    Some(Key::new(pod.metadata.namespace.clone(), owner.name.as_str()))
-}
-
-fn keys(jobs: &Store<Job>, change: &Change<'_, Pod>) -> Vec<Key> {
-    let mut keys: Vec<Key> = change.old.into_iter().chain(change.new).filter_map(|pod| owner(pod)).collect();
-    if let Some(pod) = change.new.filter(|pod| pod.metadata.controller().is_none()) {
-        let willing = |job: &&Arc<Job>| job.spec.selector.matches(&pod.metadata.labels);
-        let all = jobs.in_namespace(&pod.metadata.namespace);
-        keys.extend(all.iter().filter(willing).map(|job| job.metadata.key()));
-    }
-    keys
-}
-
 struct Jobs {
     rest: Rest,
     recorder: Recorder,

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use wharf_kit::api::{self, Absent, Ignored, PatchKind};
 use wharf_kit::event::Subject;
 use wharf_kit::reconcile::{Controller, Next, Pass};
-use wharf_kit::view::{Change, Index, Key, Store, View};
+use wharf_kit::view::{Index, Key, Store, View};
 
 use crate::pods::Hands;
 use crate::status::{count, now};
@@ -18,28 +18,10 @@ use crate::{Context, pods};
 
 pub use plan::{Plan, plan};
 
-/// The index of pods by their controller's uid.
-pub(crate) const BY_CONTROLLER: &str = "controller";
-
-pub(crate) fn by_controller(pods: &Store<Pod>) -> Index<Pod> {
-    pods.index(BY_CONTROLLER, |pod| {
-        pod.metadata.controller().map(|owner| owner.uid.to_string()).into_iter().collect()
-    })
-}
-
-/// The index of pods that nothing controls by their namespace.
-pub(crate) fn loose(pods: &Store<Pod>) -> Index<Pod> {
-    pods.index("loose", |pod| {
-        let loose = pod.metadata.controller().is_none();
-        loose.then(|| pod.metadata.namespace.to_string()).into_iter().collect()
-    })
-}
-
 pub(crate) async fn run(context: Context) {
     let sets = context.hub.view::<ReplicaSet>();
     let pods = context.hub.view::<Pod>();
-    let owned = by_controller(&pods);
-    let loose = loose(&pods);
+    let (owned, loose) = (pods::by_controller(&pods), pods::loose(&pods));
     tokio::join!(sets.ready(), pods.ready());
     let pass = ReplicaSets {
         hands: Hands { rest: context.rest, recorder: context.recorder, pods: pods.clone() },
@@ -51,26 +33,11 @@ pub(crate) async fn run(context: Context) {
     let controller = Controller::new("replicaset", pass)
         .workers(16)
         .watches(&sets, |change| change.new.map(|_| change.key.clone()))
-        .watches(&pods, move |change| keys(&all, change));
+        .watches(&pods, move |change| {
+            let loose = change.new.filter(|pod| pod.is_active());
+            pods::concerned(&all, change, loose, |set, pod| set.spec.selector.matches(&pod.metadata.labels))
+        });
     controller.run(context.stop).await;
-}
-
-/// The sets that a change of a pod may matter to.
-fn keys(sets: &Store<ReplicaSet>, change: &Change<'_, Pod>) -> Vec<Key> {
-    let pod = change.object();
-    let owner = |pod: &Arc<Pod>| {
-        let owner = pod.metadata.controller().filter(|owner| owner.kind == "ReplicaSet")?;
-        Some(Key::new(pod.metadata.namespace.clone(), owner.name.as_str()))
-    };
-    let mut keys: Vec<Key> = change.old.and_then(owner).into_iter().collect();
-    keys.extend(change.new.and_then(owner).filter(|new| keys.first() != Some(new)));
-    if change.new.is_some_and(|pod| pod.metadata.controller().is_none() && pod.is_active()) {
-        let willing = |set: &&Arc<ReplicaSet>| set.spec.selector.matches(&pod.metadata.labels);
-        keys.extend(
-            sets.in_namespace(&pod.metadata.namespace).iter().filter(willing).map(|set| set.metadata.key()),
-        );
-    }
-    keys
 }
 
 struct ReplicaSets {
@@ -100,13 +67,7 @@ impl Pass for ReplicaSets {
 impl ReplicaSets {
     async fn act(&self, set: &Arc<ReplicaSet>, plan: &Plan) -> Result<(), api::Error> {
         let hands = &self.hands;
-        for pod in &plan.adopt {
-            let owner = pods::owner(ReplicaSet::KIND, &set.metadata);
-            pods::adopt(&hands.rest, &hands.pods, &**pod, owner, None).await?;
-        }
-        for pod in &plan.release {
-            pods::release(&hands.rest, &hands.pods, pod, &set.metadata.uid).await?;
-        }
+        hands.own::<ReplicaSet>(&set.metadata, &plan.adopt, &plan.release).await?;
         let of = Subject::of(&**set);
         let owner = pods::owner(ReplicaSet::KIND, &set.metadata);
         let (namespace, name) = (&set.metadata.namespace, &set.metadata.name);

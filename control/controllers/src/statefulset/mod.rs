@@ -2,7 +2,7 @@
 
 mod plan;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,11 +11,10 @@ use serde_json::{Value, json};
 use wharf_kit::api::{self, Absent, Delete, Ignored, Object, PatchKind};
 use wharf_kit::event::Subject;
 use wharf_kit::reconcile::{Controller, Next, Pass};
-use wharf_kit::view::{Change, Index, Key, Store, View};
+use wharf_kit::view::{Index, Key, Store, View};
 
 use crate::backoff::Backoffs;
 use crate::pods::Hands;
-use crate::replicaset::by_controller;
 use crate::revisions::{self, HASH, Revisions, Workload};
 use crate::status::{count, now};
 use crate::views::{ControllerRevision, Pod, StatefulSet};
@@ -27,8 +26,7 @@ pub(crate) async fn run(context: Context) {
     let sets = context.hub.view::<StatefulSet>();
     let pods = context.hub.view::<Pod>();
     let revisions = Revisions::new(&context);
-    let owned = by_controller(&pods);
-    let loose = crate::replicaset::loose(&pods);
+    let (owned, loose) = (pods::by_controller(&pods), pods::loose(&pods));
     tokio::join!(sets.ready(), pods.ready(), revisions.store().ready());
     let pass = StatefulSets {
         hands: Hands { rest: context.rest, recorder: context.recorder, pods: pods.clone() },
@@ -43,23 +41,11 @@ pub(crate) async fn run(context: Context) {
         .workers(8)
         .watches(&sets, |change| [change.key.clone()])
         .watches(revisions.store(), |change| revisions::owners("StatefulSet", change))
-        .watches(&pods, move |change| keys(&willing, change));
+        .watches(&pods, move |change| {
+            // One that is gone may also have had the name of one that is wanted.
+            pods::concerned(&willing, change, Some(change.object()), |set, pod| ordinal(set, pod).is_some())
+        });
     controller.run(context.stop).await;
-}
-
-fn keys(sets: &Store<StatefulSet>, change: &Change<'_, Pod>) -> Vec<Key> {
-    let owner = |pod: &Arc<Pod>| {
-        let owner = pod.metadata.controller().filter(|owner| owner.kind == "StatefulSet")?;
-        Some(Key::new(pod.metadata.namespace.clone(), owner.name.as_str()))
-    };
-    let mut keys: Vec<Key> = change.old.into_iter().chain(change.new).filter_map(owner).collect();
-    // One that is gone may also have had the name of one that is wanted.
-    let pod = change.object();
-    if pod.metadata.controller().is_none() {
-        let all = sets.in_namespace(&pod.metadata.namespace);
-        keys.extend(all.iter().filter(|set| ordinal(set, pod).is_some()).map(|set| set.metadata.key()));
-    }
-    keys
 }
 
 struct StatefulSets {
@@ -96,12 +82,7 @@ impl Pass for StatefulSets {
         let (history, update) = self.revisions.of(&workload(&set)).await?;
         let current = history.named(&set.status.current_revision).unwrap_or(&update);
         let pods = self.owned.get(&set.metadata.uid);
-        let waiting = |pod: &Pod| self.backoffs.left(key, set.metadata.generation, &pod.metadata.name);
-        let waits: HashMap<Arc<str>, _> = pods
-            .iter()
-            .filter(|pod| pod.has_ended())
-            .filter_map(|pod| Some((pod.metadata.uid.clone(), waiting(pod)?)))
-            .collect();
+        let waits = self.backoffs.waits(key, set.metadata.generation, &pods, |pod| &pod.metadata.name);
         let seen = Seen {
             pods: &pods,
             current: &current.metadata.name,
@@ -135,18 +116,12 @@ impl StatefulSets {
     /// Takes over pods that match and have one of its names, and lets go of others; tells whether there was one.
     async fn own(&self, set: &StatefulSet) -> Result<bool, api::Error> {
         let is_its =
-            |pod: &&Arc<Pod>| set.spec.selector.matches(&pod.metadata.labels) && ordinal(set, pod).is_some();
-        let (owned, loose) = (self.owned.get(&set.metadata.uid), self.loose.get(&set.metadata.namespace));
-        let adopt: Vec<_> = loose.iter().filter(|pod| pod.is_active()).filter(is_its).collect();
-        let release: Vec<_> = owned.iter().filter(|pod| !is_its(pod)).collect();
-        for pod in &adopt {
-            let owner = pods::owner(StatefulSet::KIND, &set.metadata);
-            pods::adopt(&self.hands.rest, &self.hands.pods, &***pod, owner, None).await?;
-        }
-        for pod in &release {
-            pods::release(&self.hands.rest, &self.hands.pods, pod, &set.metadata.uid).await?;
-        }
-        Ok(!adopt.is_empty() || !release.is_empty())
+            |pod: &Arc<Pod>| set.spec.selector.matches(&pod.metadata.labels) && ordinal(set, pod).is_some();
+        let (mut owned, mut loose) =
+            (self.owned.get(&set.metadata.uid), self.loose.get(&set.metadata.namespace));
+        loose.retain(|pod| pod.is_active() && is_its(pod));
+        owned.retain(|pod| !is_its(pod));
+        self.hands.own::<StatefulSet>(&set.metadata, &loose, &owned).await
     }
 
     async fn act(
