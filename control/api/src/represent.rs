@@ -34,21 +34,26 @@ pub enum Wire {
     Protobuf,
 }
 
-/// Which forms there are besides JSON and YAML.
-#[derive(Clone, Copy, Debug)]
-pub struct Offer {
-    /// Tables and metadata: the answer is a stored object or more.
-    pub objects: bool,
-    /// The answer's kind has a protobuf form.
-    pub protobuf: bool,
+/// What is to go out, and so which forms there are besides JSON and YAML.
+#[derive(Clone, Copy)]
+pub enum Offer<'a> {
+    /// A stored object or more: `Table`s and metadata too, and protobuf if the kind has it.
+    Objects(&'a Kind),
+    /// An object that is not stored, of a kind that Kubernetes has: protobuf too.
+    Answer,
 }
 
-impl Offer {
-    /// An answer of a kind that Kubernetes has and that is not stored.
-    pub const ANSWER: Self = Self { objects: false, protobuf: true };
+impl Offer<'_> {
+    /// Asked only where it matters: the answer reads the table of messages.
+    fn protobuf(self) -> bool {
+        match self {
+            Self::Objects(kind) => protobuf::has(&kind.api_version(), &kind.kind),
+            Self::Answer => true,
+        }
+    }
 
     fn accepted(self) -> &'static str {
-        if self.protobuf { ACCEPTED_PROTOBUF } else { ACCEPTED }
+        if self.protobuf() { ACCEPTED_PROTOBUF } else { ACCEPTED }
     }
 }
 
@@ -99,7 +104,7 @@ pub fn media_types(accept: &str) -> Vec<MediaType<'_>> {
 ///
 /// # Errors
 /// 406 if none is.
-pub fn negotiate(headers: &HeaderMap, include: Option<&str>, offer: Offer) -> Result<Form> {
+pub fn negotiate(headers: &HeaderMap, include: Option<&str>, offer: Offer<'_>) -> Result<Form> {
     let include = match include.unwrap_or_default() {
         "" | "Metadata" => Include::Metadata,
         "None" => Include::None,
@@ -124,10 +129,10 @@ pub fn negotiate(headers: &HeaderMap, include: Option<&str>, offer: Offer) -> Re
             _ => continue,
         };
         match (media.get("as"), plain) {
-            (None, Form::Protobuf) if !offer.protobuf => {}
+            (None, Form::Protobuf) if !offer.protobuf() => {}
             (None, plain) => return Ok(plain),
             (Some(_), Form::Yaml) => {}
-            (Some(_), _) if !offer.objects || media.get("g") != Some("meta.k8s.io") => {}
+            (Some(_), _) if matches!(offer, Offer::Answer) || media.get("g") != Some("meta.k8s.io") => {}
             (Some("Table"), Form::Json) if matches!(media.get("v"), Some("v1" | "v1beta1")) => {
                 return Ok(Form::Table(include));
             }

@@ -192,7 +192,7 @@ impl Inner {
             code: 0,
         };
         // What goes wrong is told in the form in which the answer would have come.
-        let form = represent::negotiate(request.headers(), None, Offer::ANSWER).unwrap_or(Form::Json);
+        let form = represent::negotiate(request.headers(), None, Offer::Answer).unwrap_or(Form::Json);
         let answer = AssertUnwindSafe(self.clone().answer(request, origin, &mut labels)).catch_unwind().await;
         let response = match answer {
             Ok(Ok(response)) => response,
@@ -296,7 +296,7 @@ impl Inner {
             return Err(Status::method_not_allowed());
         }
         // Discovery is for everybody: who accepts none of its forms gets JSON.
-        let form = || represent::negotiate(request.headers(), None, Offer::ANSWER).unwrap_or(Form::Json);
+        let form = || represent::negotiate(request.headers(), None, Offer::Answer).unwrap_or(Form::Json);
         if let Some(resource) = resource {
             let found = discovery::resources(&self.kinds, &resource.group, &resource.version)?;
             return represent::value(form(), 200, &found);

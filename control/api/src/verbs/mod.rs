@@ -64,12 +64,7 @@ impl Call {
     }
 
     pub fn form(&self) -> Result<Form> {
-        represent::negotiate(&self.headers, self.query.get("includeObject"), self.offer())
-    }
-
-    /// In which forms objects of this kind can go out.
-    fn offer(&self) -> Offer {
-        Offer { objects: true, protobuf: self.has_protobuf() }
+        represent::negotiate(&self.headers, self.query.get("includeObject"), Offer::Objects(&self.kind))
     }
 
     pub fn has_protobuf(&self) -> bool {
@@ -78,7 +73,7 @@ impl Call {
 
     /// In which form an answer goes out that is no object of this kind.
     pub fn answer_form(&self) -> Result<Form> {
-        represent::negotiate(&self.headers, None, Offer::ANSWER)
+        represent::negotiate(&self.headers, None, Offer::Answer)
     }
 
     pub fn not_found(&self) -> Status {

@@ -39,8 +39,10 @@ pub enum Missing {
 }
 
 impl Call {
-    /// What a body's `Content-Type` says it is. `protobuf`: whether bodies of its kind have that form.
-    fn body_form(&self, protobuf: bool) -> Result<BodyForm> {
+    /// What the `Content-Type` says of a body that is to be of this kind.
+    fn body_form(&self, api_version: &str, kind: &str) -> Result<BodyForm> {
+        // Asked only where it matters: the answer reads the table of messages.
+        let protobuf = || protobuf::has(api_version, kind);
         let type_ =
             self.headers.get(header::CONTENT_TYPE).map_or(Ok("application/json"), |value| value.to_str());
         let type_ =
@@ -48,8 +50,8 @@ impl Call {
         match type_.as_str() {
             "application/json" | "" => Ok(BodyForm::Text(Format::Json)),
             "application/yaml" | "application/x-yaml" | "text/yaml" => Ok(BodyForm::Text(Format::Yaml)),
-            protobuf::MEDIA_TYPE if protobuf => Ok(BodyForm::Protobuf),
-            _ if protobuf => Err(Status::unsupported_media(represent::ACCEPTED_PROTOBUF)),
+            protobuf::MEDIA_TYPE if protobuf() => Ok(BodyForm::Protobuf),
+            _ if protobuf() => Err(Status::unsupported_media(represent::ACCEPTED_PROTOBUF)),
             _ => Err(Status::unsupported_media(represent::ACCEPTED)),
         }
     }
@@ -71,7 +73,7 @@ impl Call {
         kind: &str,
         options: &WriteOptions,
     ) -> Result<Value> {
-        let decoded = match self.body_form(protobuf::has(api_version, kind))? {
+        let decoded = match self.body_form(api_version, kind)? {
             BodyForm::Text(format) => schema::decode(body, format, ty, options.validation),
             BodyForm::Protobuf => {
                 let value = from_protobuf(body, api_version, kind)?;
@@ -91,7 +93,7 @@ impl Call {
     pub fn body_value(&self, body: &[u8], api_version: &str, kind: &str) -> Result<Value> {
         let bad =
             |error: &dyn std::fmt::Display| Status::bad_request(format!("the body is no {kind}: {error}"));
-        let value: Value = match self.body_form(protobuf::has(api_version, kind))? {
+        let value: Value = match self.body_form(api_version, kind)? {
             BodyForm::Text(Format::Json) => serde_json::from_slice(body).map_err(|error| bad(&error))?,
             BodyForm::Text(Format::Yaml) => serde_yaml::from_slice(body).map_err(|error| bad(&error))?,
             BodyForm::Protobuf => from_protobuf(body, api_version, kind)?,
