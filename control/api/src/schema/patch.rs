@@ -1,7 +1,7 @@
 //! The three kinds of patch that are not apply. Each changes a copy of the live object; the outcome then goes
 //! through [`decode_value`](super::decode_value) like any body.
 
-use json_patch::{Patch, PatchOperation};
+use json_patch::{AddOperation, Patch, PatchOperation, ReplaceOperation};
 use serde_json::{Map, Value};
 
 use super::model::{Field, Shape, Type};
@@ -60,29 +60,19 @@ pub fn json_patch(object: &mut Value, patch: &[u8]) -> Result<(), Error> {
                 return Err(Error::TooLarge("the JSON patch copies too much or nests too deep".to_owned()));
             }
         }
-        // Kubernetes replaces what is not there too, if what it would be in is an object.
-        let operation = match operation {
-            PatchOperation::Replace(json_patch::ReplaceOperation { path, value })
-                if object.pointer(path.as_str()).is_none() =>
-            {
-                let list = path
-                    .parent()
-                    .and_then(|parent| object.pointer(parent.as_str()))
-                    .is_some_and(Value::is_array);
-                match list {
-                    true => operation.clone(),
-                    false => PatchOperation::Add(json_patch::AddOperation {
-                        path: path.clone(),
-                        value: value.clone(),
-                    }),
-                }
-            }
-            _ => operation.clone(),
-        };
-        json_patch::patch(object, std::slice::from_ref(&operation))
+        let added = adding(object, operation);
+        json_patch::patch(object, std::slice::from_ref(added.as_ref().unwrap_or(operation)))
             .map_err(|error| Error::Rejected(error.to_string()))?;
     }
     Ok(())
+}
+
+/// Kubernetes replaces what is not there too, unless it would be an item of a list: that is an `add`.
+fn adding(object: &Value, operation: &PatchOperation) -> Option<PatchOperation> {
+    let PatchOperation::Replace(ReplaceOperation { path, value }) = operation else { return None };
+    let parent = object.pointer(path.parent()?.as_str());
+    let new = object.pointer(path.as_str()).is_none() && !parent.is_some_and(Value::is_array);
+    new.then(|| PatchOperation::Add(AddOperation { path: path.clone(), value: value.clone() }))
 }
 
 /// About the length of a value's text.
