@@ -242,13 +242,14 @@ impl Certificates {
         Ok(answer["status"]["allowed"] == true)
     }
 
-    /// Whether the names that a node's server asks for are the node's own. (Kubernetes approves no such request itself;
-    /// here nobody could speak to a node until someone did.)
+    /// Whether a node's server asks for the node's own name and for addresses of its Node. The node writes those itself,
+    /// so no DNS name comes from there: it could be the API server's. (Kubernetes approves no such request itself; here
+    /// nobody could speak to a node until someone did.)
     fn is_at(&self, request: &Request) -> bool {
         let name = request.user.strip_prefix(NODE_PREFIX).unwrap_or_default();
         let Some(node) = self.nodes.get(&Key::cluster(name)) else { return false };
-        let own = |asked: &str| asked == name || node.status.addresses.iter().any(|at| at.address == asked);
-        request.dns_names.iter().all(|name| own(name))
+        let own = |asked: &str| node.status.addresses.iter().any(|at| at.address == asked);
+        request.dns_names.iter().all(|asked| asked == name)
             && request.addresses.iter().all(|address| own(&address.to_string()))
     }
 

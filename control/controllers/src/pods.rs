@@ -26,18 +26,18 @@ const AT_ONCE: usize = 64;
 /// How many pods one pass makes or deletes, as in Kubernetes; the next pass does more.
 pub(crate) const BURST: usize = 500;
 
-/// The index of pods by their controller's uid.
-pub(crate) fn by_controller(pods: &Store<Pod>) -> Index<Pod> {
-    pods.index("controller", |pod| {
-        pod.metadata.controller().map(|owner| owner.uid.to_string()).into_iter().collect()
+/// The index of objects by their controller's uid.
+pub(crate) fn by_controller<T: View>(store: &Store<T>) -> Index<T> {
+    store.index("controller", |one| {
+        one.meta().controller().map(|owner| owner.uid.to_string()).into_iter().collect()
     })
 }
 
-/// The index of pods that nothing controls by their namespace.
-pub(crate) fn loose(pods: &Store<Pod>) -> Index<Pod> {
-    pods.index("loose", |pod| {
-        let loose = pod.metadata.controller().is_none();
-        loose.then(|| pod.metadata.namespace.to_string()).into_iter().collect()
+/// The index of objects that nothing controls by their namespace.
+pub(crate) fn loose<T: View>(store: &Store<T>) -> Index<T> {
+    store.index("loose", |one| {
+        let meta = one.meta();
+        meta.controller().is_none().then(|| meta.namespace.to_string()).into_iter().collect()
     })
 }
 
@@ -50,7 +50,7 @@ pub(crate) fn concerned<T: View>(
     willing: impl Fn(&T, &Pod) -> bool,
 ) -> Vec<Key> {
     let sides = change.old.into_iter().chain(change.new);
-    let mut keys: Vec<Key> = sides.filter_map(|pod| controller::<T>(pod)).collect();
+    let mut keys: Vec<Key> = sides.filter_map(|pod| controller::<T>(&pod.metadata)).collect();
     if let Some(pod) = loose.filter(|pod| pod.metadata.controller().is_none()) {
         let all = workloads.in_namespace(&pod.metadata.namespace);
         keys.extend(all.iter().filter(|one| willing(one, pod)).map(|one| one.meta().key()));
@@ -58,10 +58,10 @@ pub(crate) fn concerned<T: View>(
     keys
 }
 
-/// The object of this kind that controls the pod.
-pub(crate) fn controller<T: View>(pod: &Pod) -> Option<Key> {
-    let owner = pod.metadata.controller().filter(|owner| owner.kind == T::KIND.kind)?;
-    Some(Key::new(pod.metadata.namespace.clone(), owner.name.as_str()))
+/// What controls an object, if it is of this kind; whether or not it is still there.
+pub(crate) fn controller<T: View>(meta: &Meta) -> Option<Key> {
+    let owner = meta.controller().filter(|owner| owner.kind == T::KIND.kind)?;
+    Some(Key::new(meta.namespace.clone(), owner.name.as_str()))
 }
 
 /// The reference by which a workload controls its pods.

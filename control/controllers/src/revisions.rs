@@ -103,13 +103,7 @@ pub(crate) struct Revisions {
 impl Revisions {
     pub fn new(context: &Context) -> Self {
         let store = context.hub.view::<ControllerRevision>();
-        let owned = store.index("controller", |one| {
-            one.metadata.controller().map(|owner| owner.uid.to_string()).into_iter().collect()
-        });
-        let loose = store.index("loose", |one| {
-            let loose = one.metadata.controller().is_none();
-            loose.then(|| one.metadata.namespace.to_string()).into_iter().collect()
-        });
+        let (owned, loose) = (pods::by_controller(&store), pods::loose(&store));
         Self { rest: context.rest.clone(), store, owned, loose }
     }
 
@@ -128,17 +122,16 @@ impl Revisions {
         }) {
             pods::adopt(&self.rest, &self.store, &**one, pods::owner(of.kind, of.meta), None).await?;
         }
-        let mut history = self.history(of);
+        let history = self.history(of);
         let newest = history.next() - 1;
-        match history.of_template(of.template) {
-            Some(one) if one.revision == newest => {}
-            Some(one) => self.number(one, history.next()).await?, // it came back
+        match history.of_template(of.template).cloned() {
+            Some(present) if present.revision == newest => return Ok((history, present)),
+            Some(present) => self.number(&present, history.next()).await?, // it came back
             None => self.create(of, history.next()).await?,
         }
-        history = self.history(of);
+        let history = self.history(of);
         // The view lags behind only if its watch was lost: the pass is then tried again.
-        let present = history.of_template(of.template).cloned();
-        let present = present.ok_or_else(|| not_seen(of))?;
+        let present = history.of_template(of.template).cloned().ok_or_else(|| not_seen(of))?;
         Ok((history, present))
     }
 
@@ -223,11 +216,9 @@ fn not_seen(of: &Workload<'_>) -> api::Error {
     api::Error { what, cause: kube::Error::Service(cause.into()) }
 }
 
-/// The workloads of a kind whose revision this change is about.
-pub(crate) fn owners(kind: &'static str, change: &Change<'_, ControllerRevision>) -> Option<Key> {
-    let meta = &change.object().metadata;
-    let owner = meta.controller().filter(|owner| owner.kind == kind)?;
-    Some(Key::new(meta.namespace.clone(), owner.name.as_str()))
+/// The workload of this kind whose revision the change is about.
+pub(crate) fn owner<T: View>(change: &Change<'_, ControllerRevision>) -> Option<Key> {
+    pods::controller::<T>(&change.object().metadata)
 }
 
 #[cfg(test)]

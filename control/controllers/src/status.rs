@@ -1,4 +1,6 @@
-//! Small things that the loops' writes share.
+//! Small things that the loops share.
+
+use std::time::Duration;
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -14,4 +16,9 @@ pub(crate) fn count(number: impl Into<i64>) -> Value {
         0 => Value::Null,
         number => json!(number),
     }
+}
+
+/// Has a pass look again after `left`, unless it does so sooner anyway.
+pub(crate) fn sooner(again: &mut Option<Duration>, left: Duration) {
+    *again = Some(again.map_or(left, |other| other.min(left)));
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::selector::Requirement;
+use crate::selector::{Operator, Requirement};
 use crate::view::{Meta, or_default};
 
 /// The effect of a taint that keeps pods that do not tolerate it from being placed on its node.
@@ -69,9 +69,12 @@ pub struct NodeAffinity {
 impl NodeAffinity {
     /// The one node that it requires by its name, as DaemonSets require theirs.
     pub fn pinned_to(&self) -> Option<&str> {
-        let terms = &self.required.as_ref()?.node_selector_terms;
-        let by_name = terms.iter().flat_map(|term| &term.match_fields).find(|one| one.key == NAME)?;
-        by_name.values.first().map(String::as_str).filter(|_| by_name.values.len() == 1)
+        // Of several terms any one will do, so none of them pins.
+        let [term] = &*self.required.as_ref()?.node_selector_terms else { return None };
+        term.match_fields.iter().find_map(|one| match (&*one.key, one.operator, &*one.values) {
+            (NAME, Operator::In, [name]) => Some(name.as_str()),
+            _ => None,
+        })
     }
 }
 
@@ -166,7 +169,12 @@ mod tests {
             (
                 json!([named("n2"), {"matchExpressions": [{"key": "gpu", "operator": "DoesNotExist"}]}]),
                 true,
-                Some("n2"),
+                None,
+            ),
+            (
+                json!([{"matchFields": [{"key": "metadata.name", "operator": "NotIn", "values": ["n2"]}]}]),
+                true,
+                None,
             ),
         ] {
             let affinity: NodeAffinity = serde_json::from_value(

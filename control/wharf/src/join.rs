@@ -164,8 +164,8 @@ fn refused(error: api::Error) -> anyhow::Error {
     anyhow::Error::new(error).context(next)
 }
 
-/// The CA that the server at `authority` (`HOST:PORT`) shows, PEM, if its public key has this hash and it signed the
-/// server's certificate.
+/// The CA that the server at this host and port shows, PEM, if its public key has this hash and it signed the server's
+/// certificate.
 pub async fn discover(host: &str, port: u16, hash: &str) -> anyhow::Result<String> {
     let pin = hash
         .strip_prefix("sha256:")

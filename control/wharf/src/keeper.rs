@@ -31,6 +31,7 @@ use wharf_kit::view::Key;
 use wharf_local::token::Token;
 use wharf_sandbox::{Switch, netns};
 
+use crate::join::Wanted;
 use crate::pki::Pki;
 use crate::{node, server};
 
@@ -149,7 +150,7 @@ async fn keep(options: &Options) -> anyhow::Result<()> {
     children.start(server(options, &nodes[0], listener.into(), Some(writer)))?;
     // Who is a node already needs nobody's leave to start.
     let (members, strangers): (Vec<&LocalNode>, Vec<&LocalNode>) =
-        nodes[1..].iter().partition(|node| node.pki.join("node.crt").exists());
+        nodes[1..].iter().partition(|node| Wanted::client(&node.name).kept(&node.pki).is_some());
     for node in members {
         children.start(agent(options, node, &[], None))?;
     }

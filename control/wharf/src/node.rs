@@ -141,17 +141,17 @@ async fn joined(
     let (name, pki) = (&options.node.node_name, &options.pki);
     let trusted = pki.join("ca.crt");
     let wanted = Wanted::client(name);
-    let (pair, ca) = match wanted.kept(pki).filter(|_| trusted.exists()) {
+    let (pair, ca) = match wanted.kept(pki) {
         Some(pair) => (pair, read(&trusted)?),
         None => {
             let ca = options.join.ca(&options.server).await?;
             let token = options.join.token()?;
             let client = client(&options.server, &ca, &Current::default(), Some(token), patience)?;
             std::fs::create_dir_all(pki).with_context(|| format!("make {}", pki.display()))?;
-            let asked = wanted.ask(&client, pki).await;
-            let pair = asked.with_context(|| format!("could not join {} as {name}", options.server))?;
+            // First, so that who has the certificate has this too: a good certificate alone tells a member.
             identity::write_public(&trusted, ca.as_bytes())?;
-            (pair, ca)
+            let asked = wanted.ask(&client, pki).await;
+            (asked.with_context(|| format!("could not join {} as {name}", options.server))?, ca)
         }
     };
     let current = Current::new(&pair)?;

@@ -24,9 +24,7 @@ const SCHEDULED: &str = "batch.kubernetes.io/cronjob-scheduled-timestamp";
 pub(crate) async fn run(context: Context) {
     let crons = context.hub.view::<CronJob>();
     let jobs = context.hub.view::<Job>();
-    let owned = jobs.index("controller", |job| {
-        job.metadata.controller().map(|owner| owner.uid.to_string()).into_iter().collect()
-    });
+    let owned = pods::by_controller(&jobs);
     tokio::join!(crons.ready(), jobs.ready());
     let pass = CronJobs {
         rest: context.rest,
@@ -37,11 +35,7 @@ pub(crate) async fn run(context: Context) {
     };
     let controller = Controller::new("cronjob", pass)
         .watches(&crons, |change| change.new.map(|_| change.key.clone()))
-        .watches(&jobs, |change| {
-            let meta = &change.object().metadata;
-            let owner = meta.controller().filter(|owner| owner.kind == "CronJob");
-            owner.map(|owner| Key::new(meta.namespace.clone(), owner.name.as_str()))
-        });
+        .watches(&jobs, |change| pods::controller::<CronJob>(&change.object().metadata));
     controller.run(context.stop).await;
 }
 
@@ -66,10 +60,18 @@ impl Pass for CronJobs {
         for job in plan.replace.iter().chain(&plan.forget) {
             self.delete(&cron, job).await?;
         }
+        let mut made = Ok(());
         if let Some(due) = plan.due {
-            plan.status.active.push(self.create(&cron, due).await?);
+            match self.create(&cron, due).await {
+                Ok(job) => plan.status.active.push(job),
+                Err(error) => {
+                    plan.status.last_schedule_time = cron.status.last_schedule_time; // still due
+                    made = Err(error);
+                }
+            }
         }
         self.write_status(&cron, &plan.status).await?;
+        made?;
         Ok(plan.again.map_or(Next::Done, Next::After))
     }
 }

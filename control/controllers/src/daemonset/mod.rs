@@ -42,7 +42,7 @@ pub(crate) async fn run(context: Context) {
     let controller = Controller::new("daemonset", pass)
         .workers(8)
         .watches(&sets, |change| [change.key.clone()])
-        .watches(revisions.store(), |change| revisions::owners("DaemonSet", change))
+        .watches(revisions.store(), revisions::owner::<DaemonSet>)
         .watches(&pods, move |change| {
             let loose = change.new.filter(|pod| pod.is_active());
             pods::concerned(&willing, change, loose, |set, pod| {

@@ -8,6 +8,7 @@ use jiff::Timestamp;
 
 use super::{Place, Placing};
 use crate::revisions::HASH;
+use crate::status::sooner;
 use crate::views::{Available, DaemonSet, DaemonSetStatus, IntOrPercent, Node, Pod};
 
 /// What a pass sees.
@@ -141,7 +142,7 @@ impl<'a> On<'a> {
         match pod.available(self.set.spec.min_ready_seconds, self.now) {
             Available::Yes => true,
             Available::In(left) => {
-                plan.again = Some(plan.again.map_or(left, |other| other.min(left)));
+                sooner(&mut plan.again, left);
                 false
             }
             Available::No => false,
@@ -175,7 +176,7 @@ impl<'a> On<'a> {
                 let (ended, running): (Vec<_>, Vec<_>) = staying().partition(|pod| pod.has_ended());
                 for pod in ended {
                     match waits.get(&pod.metadata.uid) {
-                        Some(left) => plan.again = Some(plan.again.map_or(*left, |other| other.min(*left))),
+                        Some(left) => sooner(&mut plan.again, *left),
                         None => plan.ended.push(pod.clone()),
                     }
                 }

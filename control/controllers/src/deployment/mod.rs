@@ -35,13 +35,7 @@ pub(crate) async fn run(context: Context) {
     let deployments = context.hub.view::<Deployment>();
     let sets = context.hub.view::<ReplicaSet>();
     let pods = context.hub.view::<Pod>();
-    let owned = sets.index("controller", |set| {
-        set.metadata.controller().map(|owner| owner.uid.to_string()).into_iter().collect()
-    });
-    let loose = sets.index("loose", |set| {
-        let loose = set.metadata.controller().is_none();
-        loose.then(|| set.metadata.namespace.to_string()).into_iter().collect()
-    });
+    let (owned, loose) = (by_controller(&sets), crate::pods::loose(&sets));
     let pods_of = by_controller(&pods);
     tokio::join!(deployments.ready(), sets.ready(), pods.ready());
     let pass = Deployments {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use wharf_kit::event::Severity;
 
+use crate::status::sooner;
 use crate::views::{Condition, DisruptionStatus, Pod, PodDisruptionBudget, condition};
 
 /// A pod whose eviction passed is expected to be seen going within this, as in Kubernetes.
@@ -127,7 +128,7 @@ fn going(pods: &[&Arc<Pod>], now: Timestamp, plan: &mut Plan) {
         let left = GOING_WITHIN - now.duration_since(*since);
         match Duration::try_from(left) {
             Ok(left) if !left.is_zero() => {
-                *again = Some(again.map_or(left, |other| other.min(left)));
+                sooner(again, left);
                 true
             }
             _ => {

@@ -28,8 +28,9 @@ pub(crate) async fn run(context: Context) {
     let jobs = context.hub.view::<Job>();
     let pods = context.hub.view::<Pod>();
     // By name: the pods of a Job that is gone have to be let go of, too.
-    let owned = pods
-        .index("job", |pod| pods::controller::<Job>(pod).map(|key| key.to_string()).into_iter().collect());
+    let owned = pods.index("job", |pod| {
+        crate::pods::controller::<Job>(&pod.metadata).map(|key| key.to_string()).into_iter().collect()
+    });
     let loose = crate::pods::loose(&pods);
     tokio::join!(jobs.ready(), pods.ready());
     let pass = Jobs {

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use crate::status::sooner;
 use crate::views::{Condition, Job, JobStatus, Pod, condition};
 
 /// Keeps a pod from vanishing before it was counted.
@@ -131,7 +132,7 @@ pub fn plan(job: &Job, pods: &[Arc<Pod>], now: Timestamp) -> Plan {
         && let Some(wait) = backoff(pods, now)
     {
         plan.create.clear();
-        plan.again = Some(plan.again.map_or(wait, |other| other.min(wait)));
+        sooner(&mut plan.again, wait);
     }
     plan
 }

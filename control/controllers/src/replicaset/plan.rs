@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use crate::status::sooner;
 use crate::views::{Available, Pod, ReplicaSet, ReplicaSetStatus};
 
 /// What to do so that the set has its pods, and what is true before that is done.
@@ -50,7 +51,7 @@ pub fn plan(set: &ReplicaSet, owned: &[Arc<Pod>], loose: &[Arc<Pod>], now: Times
         ready += i32::from(pod.ready_since().is_some());
         match pod.available(set.spec.min_ready_seconds, now) {
             Available::Yes => available += 1,
-            Available::In(left) => plan.again = Some(plan.again.map_or(left, |other| other.min(left))),
+            Available::In(left) => sooner(&mut plan.again, left),
             Available::No => {}
         }
     }

@@ -40,7 +40,7 @@ pub(crate) async fn run(context: Context) {
     let controller = Controller::new("statefulset", pass)
         .workers(8)
         .watches(&sets, |change| [change.key.clone()])
-        .watches(revisions.store(), |change| revisions::owners("StatefulSet", change))
+        .watches(revisions.store(), revisions::owner::<StatefulSet>)
         .watches(&pods, move |change| {
             // One that is gone may also have had the name of one that is wanted.
             pods::concerned(&willing, change, Some(change.object()), |set, pod| ordinal(set, pod).is_some())

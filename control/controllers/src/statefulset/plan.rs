@@ -9,6 +9,7 @@ use jiff::Timestamp;
 
 use crate::pods::BURST;
 use crate::revisions::HASH;
+use crate::status::sooner;
 use crate::views::{Available, IntOrPercent, Pod, StatefulSet, StatefulSetStatus};
 
 /// Labels of a pod: its name, and its number.
@@ -103,7 +104,7 @@ impl All<'_> {
         match pod.available(self.set.spec.min_ready_seconds, self.seen.now) {
             Available::Yes => true,
             Available::In(left) => {
-                again(plan, left);
+                sooner(&mut plan.again, left);
                 false
             }
             Available::No => false,
@@ -123,7 +124,7 @@ impl All<'_> {
                 Some(pod) if pod.has_ended() => {
                     if !pod.metadata.is_deleting() {
                         match self.seen.waits.get(&pod.metadata.uid) {
-                            Some(left) => again(plan, *left),
+                            Some(left) => sooner(&mut plan.again, *left),
                             None => plan.steps.push(Step::Recreate((*pod).clone())),
                         }
                     }
@@ -205,10 +206,6 @@ impl All<'_> {
             rolling.and_then(|rolling| rolling.max_unavailable.clone()).unwrap_or(IntOrPercent::Int(1));
         usize::try_from(most.of(self.set.spec.replicas.unwrap_or(1), false)).unwrap_or(0).max(1)
     }
-}
-
-fn again(plan: &mut Plan, left: Duration) {
-    plan.again = Some(plan.again.map_or(left, |other| other.min(left)));
 }
 
 fn revision(pod: &Pod) -> &str {

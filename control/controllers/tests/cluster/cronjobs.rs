@@ -132,3 +132,30 @@ async fn a_job_that_still_runs_keeps_the_next_back_or_makes_room_for_it() {
     }
     world.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_time_whose_job_cannot_be_made_stays_due_and_the_rest_is_told() {
+    let world = World::start(LONG).await;
+    // Somebody's Job has the name that the CronJob's would have.
+    let year = jiff::Timestamp::now().strftime("%Y-01-01T00:00:00Z").to_string();
+    let due: jiff::Timestamp = year.parse().unwrap();
+    let mut foreign = cron("taken", "Allow")["spec"]["jobTemplate"].take();
+    foreign["metadata"] = json!({"name": format!("taken-{}", due.as_second() / 60), "namespace": "default"});
+    foreign["spec"]["suspend"] = json!(true);
+    world.admin.create::<Ignored>(JOBS, "default", &foreign).await.unwrap();
+    world.admin.create::<Ignored>(CRON_JOBS, "default", &cron("taken", "Allow")).await.unwrap();
+    world.quiet().await;
+    let gone = json!([{"apiVersion": "batch/v1", "kind": "Job", "name": "gone", "namespace": "default", "uid": "u"}]);
+    let last = "2020-06-01T00:00:00Z";
+    let status = json!({"status": {"lastScheduleTime": last, "active": gone}});
+    let key = Key::new("default", "taken");
+    world.admin.patch::<Ignored>(CRON_JOBS, &key, "status", PatchKind::Merge, &status).await.unwrap();
+    let cron = world
+        .wait("the Job that is gone is no longer told", || async {
+            let cron = world.get(CRON_JOBS, "default", "taken").await.ok_or("absent")?;
+            if cron["status"]["active"].is_null() { Ok(cron) } else { Err(cron.to_string()) }
+        })
+        .await;
+    assert_eq!(cron["status"]["lastScheduleTime"], last, "its time is still to come");
+    world.end().await;
+}
