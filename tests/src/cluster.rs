@@ -111,7 +111,11 @@ impl Cluster {
             let bin = self.dir.path().join("busybox/bin");
             fs::create_dir_all(&bin).expect("a folder");
             fs::copy(assets::busybox(), bin.join("busybox")).expect("a copy");
-            for name in ["sh", "cat", "sleep", "tar", "wget"] {
+            fs::create_dir_all(self.dir.path().join("busybox/tmp")).expect("a folder");
+            for name in [
+                "sh", "true", "cat", "tar", "test", "sleep", "stty", "seq", "head", "httpd", "ps", "tty",
+                "wc", "wget",
+            ] {
                 std::os::unix::fs::symlink("busybox", bin.join(name)).expect("a link");
             }
             let rootfs = self.dir.path().join("busybox").display().to_string();
