@@ -80,7 +80,7 @@ impl Shim {
         let none = || Error::Invalid(format!("pod sandbox {} has lost its pause process", sandbox.id));
         let pause = self.oci.pauses().into_iter().find(|pause| pause.id == sandbox.id).ok_or_else(none)?;
         let mut spec = spec::oci(record, sandbox, image, user, &pause, &self.sandbox_dir(&sandbox.id))?;
-        let own = self.config.root.join("containers").join(&record.id);
+        let own = self.container_dir(&record.id);
         spec.rootfs = wharf_oci::Rootfs::Overlay {
             lower: self.images.lower_dirs(image),
             upper: own.join("upper"),
@@ -194,7 +194,7 @@ impl Shim {
                 Ok(()) | Err(wharf_oci::Error::Unknown(_)) => {}
                 Err(error) => return Err(error.into()),
             }
-            remove_dir(&self.config.root.join("containers").join(&id))?;
+            remove_dir(&self.container_dir(&id))?;
         }
         self.forget_container(&id)?;
         self.publish(&sandbox, &id, ContainerEventType::ContainerDeletedEvent);

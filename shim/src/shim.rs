@@ -18,6 +18,7 @@ use crate::Config;
 use crate::error::{Error, chain};
 use crate::events::Events;
 use crate::record::{self, Files};
+use crate::stats::{Layers, Rates};
 use crate::streaming::Streaming;
 use crate::view;
 
@@ -69,6 +70,8 @@ pub struct Shim {
     pub oci: Oci,
     pub streaming: Arc<Streaming>,
     pub events: Events,
+    pub rates: Rates,
+    pub layers: Layers,
     /// There once the node has its pod range: the host runs in the namespace that owns it.
     wasm: OnceLock<Host>,
     /// Held while the range is set, so that one host is started.
@@ -107,6 +110,8 @@ impl Shim {
             images,
             oci,
             events: Events::new(),
+            rates: Rates::default(),
+            layers: Layers::default(),
             wasm: OnceLock::new(),
             configuring: tokio::sync::Mutex::default(),
             sandboxes: Mutex::default(),
@@ -341,8 +346,15 @@ impl Shim {
 
     pub fn forget_container(&self, id: &str) -> Result<(), Error> {
         self.containers().remove(id);
+        self.rates.forget(id);
+        self.layers.forget(id);
         let what = || format!("the end of container {id}");
         self.container_files.remove(id).map_err(|cause| Error::Record { what: what(), cause })
+    }
+
+    /// What an OCI container wrote: its overlay's upper and work directories.
+    pub fn container_dir(&self, id: &str) -> PathBuf {
+        self.config.root.join("containers").join(id)
     }
 
     pub fn sandboxes(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<record::Sandbox>>> {

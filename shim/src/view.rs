@@ -91,6 +91,16 @@ pub fn container_attributes(container: &Container) -> v1::ContainerAttributes {
     }
 }
 
+pub fn sandbox_attributes(sandbox: &Sandbox) -> v1::PodSandboxAttributes {
+    let config = sandbox.config();
+    v1::PodSandboxAttributes {
+        id: sandbox.id.clone(),
+        metadata: config.metadata.clone(),
+        labels: config.labels.clone(),
+        annotations: config.annotations.clone(),
+    }
+}
+
 pub fn image(image: &wharf_image::Image) -> v1::Image {
     let kind = (wharf_cri::annotation::IMAGE_KIND.to_owned(), image.kind.as_str().to_owned());
     v1::Image {

@@ -10,7 +10,8 @@
 //!   task a pod, wake-ups to it; sandboxes of unknown pods are removed;
 //! - *worker* (one a pod, [`pod`]) decides purely ([`pod::plan`]) and acts: pulls, volumes, sandbox, containers, probes, stop.
 //!   Out: the pod's status ([`pod::status`]), written only when it really changed;
-//! - *node server* answers `/containerLogs`, `/portForward`, `/pods`, `/healthz` over mutual TLS ([`server`]).
+//! - *node server* answers `/containerLogs`, `/portForward`, `/pods`, `/healthz`, `/stats/summary` and `/metrics/resource`
+//!   over TLS ([`server`], [`stats`]).
 //!
 //! A node is Ready only when it runs no pod that the API no longer has, also when it comes back ([`settle`]).
 //!
@@ -34,6 +35,7 @@ mod resources;
 mod runtime;
 mod server;
 mod settle;
+mod stats;
 mod tokens;
 mod volumes;
 
@@ -56,8 +58,8 @@ pub enum Listen {
     Socket(std::net::TcpListener),
 }
 
-/// The node server's socket and trust. Clients must show a certificate of `client_ca`; only `system:masters` and
-/// the user `kube-apiserver-kubelet-client` are let in.
+/// The node server's socket and trust. Clients show a certificate of `client_ca` or a bearer token; beside `system:masters`
+/// and the user `kube-apiserver-kubelet-client` those are let in whom the API server allows it.
 #[derive(Debug)]
 pub struct Serving {
     pub listen: Listen,

@@ -15,11 +15,13 @@ pub mod netns;
 mod network;
 mod nodes;
 mod range;
+mod traffic;
 
 pub use address::AddressPool;
 pub use network::{Attachment, Network};
 pub use nodes::{Routes, Switch};
 pub use range::Range;
+pub use traffic::{Counters, Flow, Traffic};
 
 /// Why the network of a sandbox could not be made or unmade.
 #[derive(Debug, thiserror::Error)]

@@ -248,7 +248,7 @@ impl Network {
 pub(crate) const LOOPBACK: u32 = 1;
 
 /// A link name holds 15 bytes; sandbox ids are random, so their first 12 tell them apart.
-fn veth_name(id: &str) -> String {
+pub(crate) fn veth_name(id: &str) -> String {
     format!("wh-{}", &id[..id.len().min(12)])
 }
 

@@ -5,7 +5,9 @@ use std::time::Duration;
 use futures::stream::BoxStream;
 use futures::{FutureExt as _, StreamExt as _};
 use tonic::{Request, Response, Status, async_trait};
-use wharf_cri::v1::{self, ContainerState, NamespaceMode, runtime_service_server::RuntimeService};
+use wharf_cri::v1::{
+    self, ContainerState, NamespaceMode, PodSandboxState, runtime_service_server::RuntimeService,
+};
 
 use super::{Service, matches};
 use crate::error::Error;
@@ -296,7 +298,7 @@ impl RuntimeService for Service {
         request: Request<v1::ContainerStatsRequest>,
     ) -> Answer<v1::ContainerStatsResponse> {
         let container = self.shim.container(&request.into_inner().container_id)?.get();
-        let stats = Some(stats::of(&self.shim, &container).await?);
+        let stats = Some(stats::container(&self.shim, &container).await?);
         Ok(Response::new(v1::ContainerStatsResponse { stats }))
     }
 
@@ -306,18 +308,45 @@ impl RuntimeService for Service {
     ) -> Answer<v1::ListContainerStatsResponse> {
         let filter = request.into_inner().filter.unwrap_or_default();
         let all: Vec<_> = self.shim.containers().values().map(|c| c.get()).collect();
-        let wanted = all.iter().filter(|c| {
-            c.state() == ContainerState::ContainerRunning
-                && c.id.starts_with(&filter.id)
-                && c.sandbox.starts_with(&filter.pod_sandbox_id)
-                && matches(&filter.label_selector, &c.config().labels)
-        });
-        let mut stats = Vec::new();
-        for container in wanted {
-            // One that ends meanwhile is left out.
-            stats.extend(stats::of(&self.shim, container).await.ok());
-        }
+        let wanted: Vec<_> = all
+            .into_iter()
+            .filter(|c| {
+                c.state() == ContainerState::ContainerRunning
+                    && c.id.starts_with(&filter.id)
+                    && c.sandbox.starts_with(&filter.pod_sandbox_id)
+                    && matches(&filter.label_selector, &c.config().labels)
+            })
+            .collect();
+        let stats = stats::containers(&self.shim, &wanted).await;
         Ok(Response::new(v1::ListContainerStatsResponse { stats }))
+    }
+
+    async fn pod_sandbox_stats(
+        &self,
+        request: Request<v1::PodSandboxStatsRequest>,
+    ) -> Answer<v1::PodSandboxStatsResponse> {
+        let sandbox = self.shim.sandbox(&request.into_inner().pod_sandbox_id)?;
+        let stats = stats::sandboxes(&self.shim, &[&*sandbox]).await.pop();
+        Ok(Response::new(v1::PodSandboxStatsResponse { stats }))
+    }
+
+    async fn list_pod_sandbox_stats(
+        &self,
+        request: Request<v1::ListPodSandboxStatsRequest>,
+    ) -> Answer<v1::ListPodSandboxStatsResponse> {
+        let filter = request.into_inner().filter.unwrap_or_default();
+        let all: Vec<_> = self.shim.sandboxes().values().cloned().collect();
+        let wanted: Vec<_> = all
+            .iter()
+            .map(|sandbox| &**sandbox)
+            .filter(|s| {
+                s.state() == PodSandboxState::SandboxReady
+                    && s.id.starts_with(&filter.id)
+                    && matches(&filter.label_selector, &s.config().labels)
+            })
+            .collect();
+        let stats = stats::sandboxes(&self.shim, &wanted).await;
+        Ok(Response::new(v1::ListPodSandboxStatsResponse { stats }))
     }
 
     async fn get_container_events(
@@ -334,20 +363,6 @@ impl RuntimeService for Service {
         _: Request<v1::UpdateContainerResourcesRequest>,
     ) -> Answer<v1::UpdateContainerResourcesResponse> {
         Err(later("UpdateContainerResources"))
-    }
-
-    async fn pod_sandbox_stats(
-        &self,
-        _: Request<v1::PodSandboxStatsRequest>,
-    ) -> Answer<v1::PodSandboxStatsResponse> {
-        Err(later("PodSandboxStats"))
-    }
-
-    async fn list_pod_sandbox_stats(
-        &self,
-        _: Request<v1::ListPodSandboxStatsRequest>,
-    ) -> Answer<v1::ListPodSandboxStatsResponse> {
-        Err(later("ListPodSandboxStats"))
     }
 
     async fn checkpoint_container(

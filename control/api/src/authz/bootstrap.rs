@@ -312,7 +312,29 @@ pub fn rbac() -> Vec<Bootstrap> {
                 rule(&[""], &["services"], READ),
                 rule(&["coordination.k8s.io"], &["leases"], &["create", "delete", "get", "patch", "update"]),
                 rule(&["node.k8s.io"], &["runtimeclasses"], READ),
+                rule(&["authentication.k8s.io"], &["tokenreviews"], &["create"]),
+                rule(&["authorization.k8s.io"], &["subjectaccessreviews"], &["create"]),
                 events(),
+            ],
+        ),
+        // What node servers answer, for those who look after nodes.
+        role(
+            "system:kubelet-api-admin",
+            vec![
+                rule(&[""], &["nodes"], &["get", "list", "watch", "proxy"]),
+                rule(
+                    &[""],
+                    &[
+                        "nodes/configz",
+                        "nodes/healthz",
+                        "nodes/log",
+                        "nodes/metrics",
+                        "nodes/pods",
+                        "nodes/proxy",
+                        "nodes/stats",
+                    ],
+                    ALL,
+                ),
             ],
         ),
         role(

@@ -112,6 +112,9 @@ impl Authorizer for NodeAuthorizer {
             | ("events.k8s.io", "events", "", "create" | "patch" | "update") => true,
             ("", "services", "", "get" | "list" | "watch")
             | ("node.k8s.io", "runtimeclasses", "", "get" | "list" | "watch") => true,
+            // Its node server leaves to this server who asks there, and what they may.
+            ("authentication.k8s.io", "tokenreviews", "", "create")
+            | ("authorization.k8s.io", "subjectaccessreviews", "", "create") => true,
             _ => false,
         };
         if allowed {

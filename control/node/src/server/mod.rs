@@ -1,5 +1,6 @@
-//! The node server: the kubelet's URLs over mutual TLS, for the API server.
+//! The node server: the kubelet's URLs over TLS, for the API server and for whom that lets in ([`access`]).
 
+mod access;
 mod logs;
 mod streams;
 
@@ -24,8 +25,10 @@ use wharf_kit::chain;
 use wharf_kit::identity::{self, ALPN_HTTP1, ClientAuth, Peer};
 use wharf_kit::view::Key;
 
+use self::access::Access;
 use self::streams::Process;
 use crate::pod::Shared;
+use crate::stats::{self, Scope, Stats};
 use crate::{Error, Listen, Serving};
 
 /// A body that is whole or streamed.
@@ -48,7 +51,7 @@ impl Server {
     pub async fn bind(serving: Serving) -> Result<Self, Error> {
         let tls = identity::renewing_server_config(
             &serving.identity,
-            ClientAuth::Required(&serving.client_ca),
+            ClientAuth::Optional(&serving.client_ca),
             ALPN_HTTP1,
         )
         .map_err(Error::Tls)?;
@@ -73,6 +76,12 @@ impl Server {
     pub async fn run(self, shared: Arc<Shared>, stop: CancellationToken) {
         let tracker = TaskTracker::new();
         let places = Arc::new(tokio::sync::Semaphore::new(CONNECTIONS));
+        let (name, root) = (shared.name.clone(), shared.root.clone());
+        let asked = Arc::new(Asked {
+            access: Access::new(shared.rest.clone(), name.clone()),
+            stats: Stats::new(name, root, shared.runtime.clone()),
+            shared,
+        });
         loop {
             let accepted = tokio::select! {
                 () = stop.cancelled() => break,
@@ -86,10 +95,10 @@ impl Server {
                     continue;
                 }
             };
-            let (shared, tls, stop) = (shared.clone(), self.tls.clone(), stop.clone());
+            let (asked, tls, stop) = (asked.clone(), self.tls.clone(), stop.clone());
             tracker.spawn(async move {
                 let _place = place;
-                stop.run_until_cancelled(connection(stream, tls, shared, stop.clone())).await;
+                stop.run_until_cancelled(connection(stream, tls, asked, stop.clone())).await;
             });
         }
         tracker.close();
@@ -106,7 +115,14 @@ async fn accept(
     Ok((stream, place))
 }
 
-async fn connection(stream: TcpStream, tls: TlsAcceptor, shared: Arc<Shared>, stop: CancellationToken) {
+/// What requests are answered from.
+struct Asked {
+    shared: Arc<Shared>,
+    access: Access,
+    stats: Stats,
+}
+
+async fn connection(stream: TcpStream, tls: TlsAcceptor, asked: Arc<Asked>, stop: CancellationToken) {
     let _ = stream.set_nodelay(true);
     let stream = match tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await {
         Ok(Ok(stream)) => stream,
@@ -116,8 +132,8 @@ async fn connection(stream: TcpStream, tls: TlsAcceptor, shared: Arc<Shared>, st
     let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     let peer = certificate.and_then(|der| identity::peer_identity(der).ok());
     let service = service_fn(move |request| {
-        let (shared, peer, stop) = (shared.clone(), peer.clone(), stop.clone());
-        async move { Ok::<_, Infallible>(answer(&shared, peer.as_ref(), request, stop).await) }
+        let (asked, peer, stop) = (asked.clone(), peer.clone(), stop.clone());
+        async move { Ok::<_, Infallible>(answer(&asked, peer.as_ref(), request, stop).await) }
     });
     let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -129,36 +145,27 @@ async fn connection(stream: TcpStream, tls: TlsAcceptor, shared: Arc<Shared>, st
     }
 }
 
-/// The API server, and who may do everything.
-fn allowed(peer: Option<&Peer>) -> bool {
-    peer.is_some_and(|peer| {
-        peer.user == "kube-apiserver-kubelet-client"
-            || peer.groups.iter().any(|group| group == "system:masters")
-    })
-}
-
 async fn answer(
-    shared: &Arc<Shared>,
+    asked: &Asked,
     peer: Option<&Peer>,
     request: Request<Incoming>,
     stop: CancellationToken,
 ) -> Response<Body> {
-    if !allowed(peer) {
-        let user = peer.map_or("", |peer| &peer.user);
-        return text(
-            StatusCode::FORBIDDEN,
-            format!(
-                "Forbidden (user={user}, verb={}, resource=nodes)\n",
-                request.method().as_str().to_lowercase()
-            ),
-        );
+    let allowed = asked.access.check(peer, request.headers(), request.method(), request.uri().path()).await;
+    if let Err(refusal) = allowed {
+        return text(refusal.status, refusal.words);
     }
+    let shared = &asked.shared;
     let path = request.uri().path().to_owned();
     let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
     let read = request.method() == Method::GET;
     match parts.as_slice() {
         ["healthz"] if read => text(StatusCode::OK, "ok".to_owned()),
         ["pods"] if read => pods(shared),
+        ["stats", "summary"] if read => {
+            summary(&asked.stats, request.uri().query().unwrap_or_default()).await
+        }
+        ["metrics", "resource"] if read => resource_metrics(&asked.stats).await,
         ["containerLogs", namespace, pod, container] if read => {
             logs::serve(shared, namespace, pod, container, request.uri().query().unwrap_or_default()).await
         }
@@ -187,6 +194,12 @@ pub fn text(status: StatusCode, words: String) -> Response<Body> {
     response
 }
 
+fn typed(type_: &'static str, body: impl Into<Bytes>) -> Response<Body> {
+    let mut response = Response::new(whole(body.into()));
+    response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(type_));
+    response
+}
+
 fn whole(bytes: Bytes) -> Body {
     Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
 }
@@ -201,26 +214,27 @@ fn pods(shared: &Shared) -> Response<Body> {
         body.extend_from_slice(&pod.raw);
     }
     body.extend_from_slice(b"]}");
-    let mut response = Response::new(whole(Bytes::from(body)));
-    response
-        .headers_mut()
-        .insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
-    response
+    typed("application/json", body)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_the_api_server_and_masters_are_let_in() {
-        let peer = |user: &str, groups: &[&str]| Peer {
-            user: user.into(),
-            groups: groups.iter().map(|group| (*group).to_owned()).collect(),
-        };
-        assert!(allowed(Some(&peer("kube-apiserver-kubelet-client", &[]))));
-        assert!(allowed(Some(&peer("kubernetes-admin", &["x", "system:masters"]))));
-        assert!(!allowed(Some(&peer("system:node:n1", &["system:nodes"]))));
-        assert!(!allowed(None));
+async fn summary(stats: &Stats, query: &str) -> Response<Body> {
+    let only = form_urlencoded::parse(query.as_bytes())
+        .any(|(name, value)| name == "only_cpu_and_memory" && matches!(&*value, "true" | "1"));
+    let scope = if only { Scope::CpuAndMemory } else { Scope::All };
+    let summary = stats.summary(scope).await.map_err(|status| status.message().to_owned());
+    let body = summary.and_then(|summary| serde_json::to_vec(&summary).map_err(|error| error.to_string()));
+    match body {
+        Ok(body) => typed("application/json", body),
+        Err(why) => {
+            let words = format!("what runs here cannot be told: the runtime: {why}\n");
+            text(StatusCode::INTERNAL_SERVER_ERROR, words)
+        }
     }
+}
+
+/// A scraper is told in the text itself that the runtime does not answer, as the kubelet does it.
+async fn resource_metrics(stats: &Stats) -> Response<Body> {
+    let summary = stats.summary(Scope::CpuAndMemory).await;
+    let summary = summary.inspect_err(|status| warn!(why = status.message(), "no usage to be told")).ok();
+    typed(stats::TYPE, stats::metrics(summary.as_ref()))
 }

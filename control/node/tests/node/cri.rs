@@ -49,6 +49,8 @@ pub struct World {
     pub start_errors: VecDeque<String>,
     pub calls: Vec<String>,
     pub pod_cidr: String,
+    /// What containers of these names use: processor time in nanoseconds, memory in bytes. The others use nothing.
+    pub usage: HashMap<String, (u64, u64)>,
     /// Where a port-forward is sent.
     pub streaming: String,
     next: u64,
@@ -218,6 +220,19 @@ fn status(id: &str, container: &Container) -> ContainerStatus {
         labels: container.config.labels.clone(),
         annotations: container.config.annotations.clone(),
         log_path: container.config.log_path.clone(),
+        ..Default::default()
+    }
+}
+
+fn used_cpu(nanos: u64) -> CpuUsage {
+    let usage_core_nano_seconds = Some(UInt64Value { value: nanos });
+    CpuUsage { timestamp: now(), usage_core_nano_seconds, ..Default::default() }
+}
+
+fn used_memory(bytes: u64) -> MemoryUsage {
+    MemoryUsage {
+        timestamp: now(),
+        working_set_bytes: Some(UInt64Value { value: bytes }),
         ..Default::default()
     }
 }
@@ -493,6 +508,54 @@ impl runtime_service_server::RuntimeService for Runtime {
         Ok(Response::new(PortForwardResponse { url: world.streaming.clone() }))
     }
 
+    async fn list_pod_sandbox_stats(
+        &self,
+        _: Request<ListPodSandboxStatsRequest>,
+    ) -> Result<Response<ListPodSandboxStatsResponse>, Status> {
+        let world = self.world();
+        let stats = world.sandboxes.iter().filter(|(_, sandbox)| sandbox.ready).map(|(id, sandbox)| {
+            let running = world.containers.iter().filter(|(_, container)| {
+                container.sandbox == *id && container.state == ContainerState::ContainerRunning
+            });
+            let of = |name: &str| world.usage.get(name).copied().unwrap_or_default();
+            let containers: Vec<_> = running
+                .map(|(id, container)| {
+                    let (cpu, memory) = of(&container.config.metadata.as_ref().unwrap().name);
+                    ContainerStats {
+                        attributes: Some(ContainerAttributes {
+                            id: id.clone(),
+                            metadata: container.config.metadata.clone(),
+                            labels: container.config.labels.clone(),
+                            ..Default::default()
+                        }),
+                        cpu: Some(used_cpu(cpu)),
+                        memory: Some(used_memory(memory)),
+                        ..Default::default()
+                    }
+                })
+                .collect();
+            let sum = |value: fn(&ContainerStats) -> u64| containers.iter().map(value).sum::<u64>();
+            let cpu = sum(|one| one.cpu.unwrap().usage_core_nano_seconds.unwrap().value);
+            let memory = sum(|one| one.memory.unwrap().working_set_bytes.unwrap().value);
+            PodSandboxStats {
+                attributes: Some(PodSandboxAttributes {
+                    id: id.clone(),
+                    metadata: sandbox.config.metadata.clone(),
+                    labels: sandbox.config.labels.clone(),
+                    ..Default::default()
+                }),
+                linux: Some(LinuxPodSandboxStats {
+                    cpu: Some(used_cpu(cpu)),
+                    memory: Some(used_memory(memory)),
+                    containers,
+                    ..Default::default()
+                }),
+                windows: None,
+            }
+        });
+        Ok(Response::new(ListPodSandboxStatsResponse { stats: stats.collect() }))
+    }
+
     missing! {
         update_container_resources(UpdateContainerResourcesRequest) -> UpdateContainerResourcesResponse;
         reopen_container_log(ReopenContainerLogRequest) -> ReopenContainerLogResponse;
@@ -501,7 +564,6 @@ impl runtime_service_server::RuntimeService for Runtime {
         container_stats(ContainerStatsRequest) -> ContainerStatsResponse;
         list_container_stats(ListContainerStatsRequest) -> ListContainerStatsResponse;
         pod_sandbox_stats(PodSandboxStatsRequest) -> PodSandboxStatsResponse;
-        list_pod_sandbox_stats(ListPodSandboxStatsRequest) -> ListPodSandboxStatsResponse;
         checkpoint_container(CheckpointContainerRequest) -> CheckpointContainerResponse;
         list_metric_descriptors(ListMetricDescriptorsRequest) -> ListMetricDescriptorsResponse;
         list_pod_sandbox_metrics(ListPodSandboxMetricsRequest) -> ListPodSandboxMetricsResponse;
