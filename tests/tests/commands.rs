@@ -87,3 +87,82 @@ fn an_object_is_told_with_what_happened_to_it() {
     space.wctl(&["wait", "pod/broken", "--for", "delete", "--timeout", "30s"]).ok();
     space.wctl(&["wait", "pod/broken", "--for", "condition=Ready"]).fails_with(&["not found"]);
 }
+
+#[tokio::test]
+async fn what_burns_the_processor_is_seen_at_the_top_whichever_way_it_runs() {
+    let space = Space::new("top");
+    let limited = |mut pod: serde_json::Value| {
+        pod["spec"]["terminationGracePeriodSeconds"] = json!(1);
+        pod["spec"]["containers"][0]["resources"] = json!({"limits": {"cpu": "200m", "memory": "64Mi"}});
+        pod
+    };
+    let mut container = limited(manifest::pod("container", "busybox:1", &["-c", "while :; do :; done"]));
+    let idle = json!({"name": "idle", "image": "registry.wharf/busybox:1", "args": ["-c", "sleep 9999"]});
+    container["spec"]["containers"].as_array_mut().expect("a list").push(idle);
+    let component = limited(manifest::pod("component", "guest-command:1", &["loop"]));
+    space.apply(&[container, component], false);
+    for pod in ["pod/container", "pod/component"] {
+        space.wctl(&["wait", pod, "--for", "condition=Ready", "--timeout", "60s"]).ok();
+    }
+
+    // A quota of a fifth: much more is a fault, and less than a tenth comes of a machine that is busy.
+    let rows = wharf_tests::eventually("what both use is told", || {
+        let said = space.wctl(&["top", "pods", "--containers", "--no-headers", "--sort-by", "cpu"]);
+        let rows: Vec<Vec<String>> =
+            said.stdout.lines().map(|line| line.split_whitespace().map(str::to_owned).collect()).collect();
+        let millis = |row: &[String]| row.get(2).and_then(|cell| cell.strip_suffix('m')?.parse::<u32>().ok());
+        let burns = |row: &&Vec<String>| millis(row).is_some_and(|millis| (100..300).contains(&millis));
+        if rows.len() == 3 && rows.iter().filter(burns).count() == 2 {
+            Ok(rows)
+        } else {
+            Err(said.to_string())
+        }
+    });
+    let names: Vec<String> = rows.iter().map(|row| format!("{}/{}", row[0], row[1])).collect();
+    assert_eq!(names[2], "container/idle", "it sleeps: {rows:?}");
+    let memory = |row: &[String]| row[3].strip_suffix("Mi").and_then(|number| number.parse::<u32>().ok());
+    assert!(rows.iter().all(|row| memory(row).is_some_and(|memory| memory < 64)), "{rows:?}");
+
+    let table = space.wctl(&["top", "pods", "-A", "-l", "app=container"]).ok();
+    let lines: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(lines[0], ["NAMESPACE", "NAME", "CPU(cores)", "MEMORY(bytes)"], "{table}");
+    assert_eq!((lines.len(), lines[1][..2].to_vec()), (2, vec!["top", "container"]), "{table}");
+    let table = space.wctl(&["top", "nodes"]).ok();
+    let lines: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(lines[0], ["NAME", "CPU(cores)", "CPU(%)", "MEMORY(bytes)", "MEMORY(%)"], "{table}");
+    assert!(lines[1][0] == "node-1" && lines[1][2].ends_with('%'), "{table}");
+    space.wctl(&["top", "pods", "nothing"]).fails_with(&["pods.metrics.k8s.io \"nothing\" not found"]);
+
+    // The node tells more by its proxy: the container's link and layer, which a component has none of.
+    let client = space.cluster.client().await;
+    let ask = async |path: &str| {
+        let request = http::Request::get(format!("/api/v1/nodes/node-1/proxy{path}")).body(Vec::new());
+        client.request_text(request.expect("a request")).await.expect("an answer")
+    };
+    let text = ask("/stats/summary").await;
+    let summary: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let pod = |name: &str| {
+        let pods = summary["pods"].as_array().expect("a list");
+        let found =
+            pods.iter().find(|pod| pod["podRef"]["name"] == name && pod["podRef"]["namespace"] == "top");
+        found.unwrap_or_else(|| panic!("{name} is missing in {text}"))
+    };
+    let (container, component) = (pod("container"), pod("component"));
+    assert!(container["network"]["rxBytes"].is_u64() && component["network"].is_null(), "{text}");
+    assert_eq!(container["process_stats"]["process_count"], 2, "{container}");
+    for (name, has_layer) in [(container, true), (component, false)] {
+        let first = &name["containers"][0];
+        assert_eq!(first["rootfs"]["usedBytes"].is_u64(), has_layer, "{first}");
+        assert!(first["memory"]["availableBytes"].as_u64().is_some_and(|left| left < 64 << 20), "{first}");
+    }
+    let metrics = ask("/metrics/resource").await;
+    for (name, container) in [("container", "main"), ("container", "idle"), ("component", "main")] {
+        let labels = format!("{{container=\"{container}\",namespace=\"top\",pod=\"{name}\"}} ");
+        for metric in ["container_cpu_usage_seconds_total", "container_memory_working_set_bytes"] {
+            assert!(
+                metrics.contains(&format!("\n{metric}{labels}")),
+                "{metric}{labels}is missing in {metrics}"
+            );
+        }
+    }
+}

@@ -30,6 +30,10 @@ pub fn subresource(
         Subresource::Exec => (&["create", "get"], other("", "v1", "PodExecOptions")),
         Subresource::Attach => (&["create", "get"], other("", "v1", "PodAttachOptions")),
         Subresource::Finalize => (&["update"], own),
+        Subresource::Proxy => (
+            &["create", "delete", "get", "patch", "update"],
+            other("", "v1", &format!("{}ProxyOptions", kind.kind)),
+        ),
         Subresource::Token => (&["create"], other("authentication.k8s.io", "v1", "TokenRequest")),
     };
     (verbs, group, version, name)
@@ -46,8 +50,9 @@ fn group_versions(kinds: &Kinds) -> BTreeMap<String, Vec<String>> {
     groups
 }
 
+/// Measurements have none, so that `node` and `pod` mean the things themselves.
 fn singular(kind: &Kind) -> String {
-    kind.kind.to_lowercase()
+    if kind.usage.is_some() { String::new() } else { kind.kind.to_lowercase() }
 }
 
 /// `/api` and `/apis`, classic or aggregated as `Accept` says.
@@ -137,10 +142,13 @@ pub fn resources(kinds: &Kinds, group: &str, version: &str) -> Result<Value> {
     }))
 }
 
-/// Namespaces are not deleted by the collection; reviews are created alone.
+/// Namespaces are not deleted by the collection; reviews are created alone, and measurements read.
 pub fn verbs(kind: &Kind) -> Vec<&'static str> {
     if kind.review.is_some() {
         return vec!["create"];
+    }
+    if kind.usage.is_some() {
+        return vec!["get", "list"];
     }
     let whole = kind.group.is_empty() && kind.plural == "namespaces";
     VERBS.iter().filter(|verb| !whole || **verb != "deletecollection").copied().collect()

@@ -63,9 +63,12 @@ fn seam(stored: &[u8]) -> Option<usize> {
     stored.windows(OPEN.len()).position(|window| window == OPEN).map(|at| at + OPEN.len())
 }
 
+/// The revision of what is not stored: it has no resourceVersion, and no write is ever at this one.
+pub const UNSTORED: Revision = Revision(0);
+
 /// Appends the object with its resourceVersion.
 pub fn splice_into(out: &mut impl BufMut, stored: &[u8], revision: Revision) {
-    let Some(seam) = seam(stored) else { return out.put_slice(stored) };
+    let Some(seam) = seam(stored).filter(|_| revision != UNSTORED) else { return out.put_slice(stored) };
     out.put_slice(&stored[..seam]);
     out.put_slice(b"\"resourceVersion\":\"");
     out.put_slice(revision.to_string().as_bytes());
@@ -82,7 +85,10 @@ pub fn spliced(stored: &[u8], revision: Revision) -> Bytes {
 /// A stored object, decoded, with its resourceVersion.
 pub fn decoded(stored: &[u8], revision: Revision) -> Result<Value, serde_json::Error> {
     let mut object: Value = serde_json::from_slice(stored)?;
-    crate::object::metadata(&mut object).insert("resourceVersion".to_owned(), revision.to_string().into());
+    if revision != UNSTORED {
+        crate::object::metadata(&mut object)
+            .insert("resourceVersion".to_owned(), revision.to_string().into());
+    }
     Ok(object)
 }
 

@@ -1,27 +1,23 @@
-//! log, exec, attach and portforward: requests that the node server of a pod's node answers.
-
-use std::net::IpAddr;
+//! log, exec, attach and portforward: requests that the node server of a pod's node answers. And a Node's proxy: whatever
+//! its server answers.
 
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use rustls::pki_types::ServerName;
 use serde_json::Value;
-use std::time::Duration;
-use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::Body;
 use crate::kinds::Subresource;
-use crate::object::{list, number, text};
+use crate::object::{list, text};
 use crate::status::{Result, Status};
 use crate::verbs::Call;
 
-/// A node that does not take a connection in this time is away.
-const CONNECT: Duration = Duration::from_secs(10);
 /// Of a node's error only so much is told.
 const ERROR_MAX: usize = 64 << 10;
-const KUBELET_PORT: i64 = 10250;
 
 impl Call {
     fn pod(&self) -> Result<Value> {
@@ -29,70 +25,13 @@ impl Call {
         serde_json::from_slice(&stored.value).map_err(Status::internal)
     }
 
-    /// The address of the node server that has the pod.
-    fn node_of(&self, pod: &Value) -> Result<(String, u16)> {
-        let node_name = text(pod, "/spec/nodeName");
-        if node_name.is_empty() {
+    /// Asks the server of the pod's node.
+    async fn ask_node(&self, pod: &Value, request: Request<Body>) -> Result<Response<Incoming>> {
+        let node = text(pod, "/spec/nodeName");
+        if node.is_empty() {
             return Err(Status::bad_request(format!("pod {} does not have a host assigned", self.path.name)));
         }
-        let kind = self.server.kinds.builtin("", "nodes");
-        let stored = self
-            .storage()
-            .get(kind.key("", node_name).as_str())
-            .ok_or_else(|| Status::not_found(kind, node_name))?;
-        let node: Value = serde_json::from_slice(&stored.value).map_err(Status::internal)?;
-        let address = |type_: &str| {
-            let found =
-                list(&node, "/status/addresses").iter().find(|address| text(address, "/type") == type_);
-            found.map(|address| text(address, "/address").to_owned())
-        };
-        let host = address("InternalIP")
-            .or_else(|| address("Hostname"))
-            .ok_or_else(|| Status::unavailable(format!("node {node_name} has no address")))?;
-        let port = number(&node, "/status/daemonEndpoints/kubeletEndpoint/Port").filter(|port| *port > 0);
-        let port = u16::try_from(port.unwrap_or(KUBELET_PORT)).map_err(Status::internal)?;
-        Ok((host, port))
-    }
-
-    /// Sends one request to the pod's node over a connection of its own, which ends with the answer.
-    async fn ask_node(
-        &self,
-        pod: &Value,
-        mut request: Request<Body>,
-    ) -> Result<Response<hyper::body::Incoming>> {
-        let Some(connector) = &self.server.kubelet else {
-            return Err(Status::unavailable("this server has no identity to speak to nodes with"));
-        };
-        let (host, port) = self.node_of(pod)?;
-        let failed = |what: &str, error: &dyn std::fmt::Display| {
-            Status::unavailable(format!("could not {what} the node server at {host}:{port}: {error}"))
-        };
-        let name = match host.parse::<IpAddr>() {
-            Ok(address) => ServerName::from(address),
-            Err(_) => ServerName::try_from(host.clone()).map_err(|error| failed("name", &error))?,
-        };
-        let connect = async {
-            let stream =
-                TcpStream::connect((host.as_str(), port)).await.map_err(|error| failed("reach", &error))?;
-            let _ = stream.set_nodelay(true);
-            connector.connect(name, stream).await.map_err(|error| failed("trust", &error))
-        };
-        let stream = tokio::time::timeout(CONNECT, connect)
-            .await
-            .unwrap_or_else(|_| Err(failed("reach", &"it does not answer")))?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-            .await
-            .map_err(|error| failed("speak to", &error))?;
-        tokio::spawn(async move {
-            if let Err(error) = connection.with_upgrades().await {
-                debug!(%error, "a connection to a node server ended early");
-            }
-        });
-        let authority =
-            if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
-        let value = HeaderValue::from_str(&authority).map_err(Status::internal)?;
-        request.headers_mut().insert(header::HOST, value);
-        sender.send_request(request).await.map_err(|error| failed("ask", &error))
+        self.server.ask_node(node, request).await
     }
 
     pub async fn log(&self) -> Result<Response<Body>> {
@@ -221,29 +160,109 @@ impl Call {
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
             return Err(node_refused(response).await);
         }
-        let node = hyper::upgrade::on(&mut response);
-        let client = hyper::upgrade::on(&mut request);
-        let stop = self.stop.clone();
-        tokio::spawn(async move {
-            let (node, client) = match tokio::try_join!(node, client) {
-                Ok(both) => both,
-                Err(error) => return debug!(%error, "a stream was not upgraded"),
+        join(hyper::upgrade::on(&mut response), hyper::upgrade::on(&mut request), self.stop.clone());
+        let (parts, _) = response.into_parts();
+        Ok(Response::from_parts(parts, Body::empty()))
+    }
+
+    /// Passes a request on to a Node's own server as it is, and the answer back: `nodes/NAME/proxy/healthz`.
+    pub async fn proxy(&self, mut request: Request<Body>) -> Result<Response<Body>> {
+        let node = self.node_meant()?;
+        // As it came, with its escapes: /api/v1/nodes/NAME/proxy and then what is meant.
+        let path = request.uri().path();
+        let after = path.match_indices('/').nth(PROXY_DEPTH).map_or("", |(at, _)| &path[at..]);
+        if after.is_empty() && matches!(*request.method(), Method::GET | Method::HEAD) {
+            // Relative links of the page there would lead elsewhere.
+            let mut answer = Response::new(Body::empty());
+            *answer.status_mut() = StatusCode::MOVED_PERMANENTLY;
+            let to = HeaderValue::from_str(&with_query(&format!("{path}/"), &self.raw_query));
+            answer.headers_mut().insert(header::LOCATION, to.map_err(Status::internal)?);
+            return Ok(answer);
+        }
+        let uri = with_query(if after.is_empty() { "/" } else { after }, &self.raw_query);
+        let upgrades = request.headers().contains_key(header::UPGRADE);
+        let client = upgrades.then(|| hyper::upgrade::on(&mut request));
+        let (parts, body) = request.into_parts();
+        let mut onward =
+            Request::builder().method(parts.method).uri(uri).body(body).map_err(Status::internal)?;
+        *onward.headers_mut() = onward_headers(&parts.headers);
+        if !upgrades {
+            drop_connections_own(onward.headers_mut());
+        }
+        let mut response = self.server.ask_node(&node, onward).await?;
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            let Some(client) = client else {
+                return Err(Status::relayed(
+                    502,
+                    "the node server upgraded what nobody wanted upgraded".to_owned(),
+                ));
             };
-            let (mut node, mut client) = (TokioIo::new(node), TokioIo::new(client));
-            tokio::select! {
-                () = stop.cancelled() => {}
-                ended = tokio::io::copy_bidirectional(&mut node, &mut client) => {
-                    if let Err(error) = ended {
-                        debug!(%error, "a stream broke");
-                    }
+            join(hyper::upgrade::on(&mut response), client, self.stop.clone());
+            let (parts, _) = response.into_parts();
+            return Ok(Response::from_parts(parts, Body::empty()));
+        }
+        let (mut parts, body) = response.into_parts();
+        drop_connections_own(&mut parts.headers);
+        Ok(Response::from_parts(parts, Body::new(body)))
+    }
+
+    /// The Node of a proxy path: `NAME`, `NAME:PORT` or `https:NAME:PORT`, where the port is that of its server.
+    fn node_meant(&self) -> Result<String> {
+        let name = &self.path.name;
+        let parts: Vec<&str> = name.split(':').collect();
+        let (scheme, node, port) = match parts.as_slice() {
+            [node] => ("", *node, ""),
+            [node, port] => ("", *node, *port),
+            [scheme, node, port] => (*scheme, *node, *port),
+            _ => return Err(Status::bad_request(format!("invalid node request {name:?}"))),
+        };
+        // Elsewhere on a node the API server's credentials have no business.
+        if !matches!(scheme, "" | "https")
+            || !(port.is_empty() || self.server.node_server(node)?.1.to_string() == port)
+        {
+            return Err(Status::bad_request(format!(
+                "invalid node request {name:?}: only the node server is proxied, over https at its own port"
+            )));
+        }
+        Ok(node.to_owned())
+    }
+}
+
+/// The slash after `/api/v1/nodes/NAME/proxy`, counted from 0.
+const PROXY_DEPTH: usize = 5;
+
+/// Lets two upgraded connections flow into each other until one ends or the server stops.
+fn join(node: OnUpgrade, client: OnUpgrade, stop: CancellationToken) {
+    tokio::spawn(async move {
+        let (node, client) = match tokio::try_join!(node, client) {
+            Ok(both) => both,
+            Err(error) => return debug!(%error, "a stream was not upgraded"),
+        };
+        let (mut node, mut client) = (TokioIo::new(node), TokioIo::new(client));
+        tokio::select! {
+            () = stop.cancelled() => {}
+            ended = tokio::io::copy_bidirectional(&mut node, &mut client) => {
+                if let Err(error) = ended {
+                    debug!(%error, "a stream broke");
                 }
             }
-        });
-        let (parts, _) = response.into_parts();
-        let mut answer = Response::new(Body::empty());
-        *answer.status_mut() = parts.status;
-        *answer.headers_mut() = parts.headers;
-        Ok(answer)
+        }
+    });
+}
+
+/// Removes what is about one connection alone and not the next (RFC 9110, section 7.6.1).
+fn drop_connections_own(headers: &mut HeaderMap) {
+    let named: Vec<String> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(|name| name.trim().to_owned())
+        .collect();
+    let known =
+        ["connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"];
+    for name in named.iter().map(String::as_str).chain(known) {
+        headers.remove(name);
     }
 }
 
@@ -261,7 +280,7 @@ fn onward_headers(headers: &HeaderMap) -> HeaderMap {
 }
 
 /// The node's error as a Status in the node's words.
-async fn node_refused(response: Response<hyper::body::Incoming>) -> Status {
+async fn node_refused(response: Response<Incoming>) -> Status {
     let code = response.status().as_u16();
     let body = Limited::new(response.into_body(), ERROR_MAX).collect().await;
     let body = body.map(|body| body.to_bytes()).unwrap_or_default();

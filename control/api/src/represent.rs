@@ -305,7 +305,10 @@ pub struct ListMeta {
 
 impl ListMeta {
     fn to_json(&self) -> Value {
-        let mut metadata = json!({"resourceVersion": self.revision.to_string()});
+        let mut metadata = json!({});
+        if self.revision != encode::UNSTORED {
+            metadata["resourceVersion"] = json!(self.revision.to_string());
+        }
         if let Some(token) = &self.continue_ {
             metadata["continue"] = json!(token);
         }

@@ -31,6 +31,7 @@ use crate::schema::Validation;
 use crate::select::Selection;
 use crate::status::{Result, Status};
 use crate::storage::Storage;
+use crate::usage::Meter;
 use crate::user::MASTERS;
 use crate::verbs::{Call, WriteOptions, store_failed, write::Track};
 use crate::{Body, Config, Error, Extra, UserInfo, discovery, object, openapi};
@@ -54,6 +55,8 @@ pub struct Inner {
     pub admission_off: BTreeSet<String>,
     pub metrics: Metrics,
     pub kubelet: Option<tokio_rustls::TlsConnector>,
+    /// What the nodes told of usage.
+    pub meter: Meter,
     /// Cancelled when the last handle is dropped.
     pub stop: CancellationToken,
     pub tls: Option<Arc<rustls::ServerConfig>>,
@@ -120,6 +123,7 @@ impl Inner {
             admission_off: config.disabled_admission,
             metrics: Metrics::default(),
             kubelet: config.kubelet_client.map(tokio_rustls::TlsConnector::from),
+            meter: Meter::default(),
             stop: stop.clone(),
             tls: config.tls,
             extra: config.extra,
@@ -386,7 +390,9 @@ impl Inner {
             fields: selection.exact(),
         };
         authz::check(&self.authorizers, &Attributes { user: &user, verb: verb.as_str(), action })?;
-        if verb == Verb::Get && Subresource::parse(&path.subresource).is_some_and(Subresource::connects) {
+        let upgrades = request.headers().contains_key(http::header::UPGRADE);
+        let connects = |sub: Subresource| sub.connects() || (sub == Subresource::Proxy && upgrades);
+        if verb == Verb::Get && Subresource::parse(&path.subresource).is_some_and(connects) {
             // A WebSocket begins with GET and does what POST does: since 1.35 it takes the same permission.
             let verb = Verb::Create.as_str();
             authz::check(&self.authorizers, &Attributes { user: &user, verb, action })?;
@@ -394,6 +400,9 @@ impl Inner {
         let kind = kind.ok_or_else(Status::no_route)?;
         check_scope(&kind, &path, verb)?;
         if kind.review.is_some() && (verb != Verb::Create || !path.name.is_empty()) {
+            return Err(Status::method_not_allowed());
+        }
+        if kind.usage.is_some() && !matches!(verb, Verb::Get | Verb::List) {
             return Err(Status::method_not_allowed());
         }
         let (parts, body) = request.into_parts();
@@ -415,7 +424,8 @@ impl Inner {
             "" => None,
             name => Some(
                 Subresource::parse(name)
-                    .filter(|sub| call.kind.has(*sub) && call.path.rest.is_empty())
+                    .filter(|sub| call.kind.has(*sub))
+                    .filter(|sub| call.path.rest.is_empty() || *sub == Subresource::Proxy)
                     .ok_or_else(Status::no_route)?,
             ),
         };
@@ -427,6 +437,10 @@ impl Inner {
             Some(what) if what.connects() && matches!(verb, Verb::Get | Verb::Create) => {
                 call.see_others_writes(verb).await?;
                 return call.connect(what, Request::from_parts(parts, body)).await;
+            }
+            Some(Subresource::Proxy) => {
+                call.see_others_writes(verb).await?;
+                return call.proxy(Request::from_parts(parts, body)).await;
             }
             None if verb == Verb::Watch => {
                 call.see_others_writes(verb).await?;
@@ -516,6 +530,7 @@ impl Call {
     ) -> Result<Response<Body>> {
         match (subresource, verb) {
             (None, Verb::Create) if let Some(review) = self.kind.review => self.review(body, review),
+            (None, Verb::Get | Verb::List) if let Some(of) = self.kind.usage => self.usage(of).await,
             (None, Verb::Create) => self.create(body).await,
             (None | Some(Subresource::Status | Subresource::Approval), Verb::Get) => self.get().await,
             (None, Verb::List) => self.list().await,

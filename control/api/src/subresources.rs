@@ -7,9 +7,9 @@ use serde_json::{Value, json};
 
 use crate::Body;
 use crate::encode;
-use crate::kinds::Subresource;
+use crate::kinds::{Kind, Subresource, columns};
 use crate::object::{self, child, list, metadata, number, terminating, text};
-use crate::represent;
+use crate::represent::{self, Offer};
 use crate::request::Verb;
 use crate::schema::{self, patch};
 use crate::status::{FieldError, Result, Status};
@@ -44,10 +44,12 @@ impl Call {
     }
 
     pub fn get_scale(&self) -> Result<Response<Body>> {
-        let form = self.answer_form()?;
+        let kind = Kind::new("autoscaling", "v1", "Scale", "scale").columns(columns::SCALE);
+        let include = self.query.get("includeObject");
+        let form = represent::negotiate(&self.headers, include, Offer::Objects(&kind))?;
         let stored = self.storage().get(self.key().as_str()).ok_or_else(|| self.not_found())?;
         let object = encode::decoded(&stored.value, stored.revision).map_err(Status::internal)?;
-        represent::value(form, 200, &scale(&object))
+        represent::object(form, &kind, 200, &encode::stored(&scale(&object)), stored.revision)
     }
 
     pub async fn set_scale(&mut self, verb: Verb, body: Bytes) -> Result<Response<Body>> {

@@ -26,7 +26,7 @@ use clap::{Parser, Subcommand};
 use command::{
     apply as apply_command, attach, cp, delete, describe, diff, down, edit, events as events_command, exec,
     explain, get, image as image_command, logs, node, port_forward, rollout as rollout_command, scale,
-    status, token, up, version, wait,
+    status, token, top, up, version, wait,
 };
 
 /// Run wasm microservices and OCI containers on one cluster.
@@ -75,6 +75,8 @@ enum Command {
     Edit(edit::Options),
     /// Show objects
     Get(get::Options),
+    /// Show what nodes and pods use
+    Top(top::Options),
     /// Tell an object to people, with its events
     Describe(describe::Options),
     /// Tell what the fields of a type are for
@@ -165,6 +167,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Uncordon(nodes) => node::cordon(nodes, false, &global).await,
         Command::Drain(options) => node::drain(options, &global).await,
         Command::Node(options) => node::run(options, &global).await,
+        Command::Top(options) => top::run(options, &global).await,
         Command::Token(options) => token::run(options, &global).await,
         Command::Image(options) => image_command::run(options, &global).await,
         Command::Version(options) => version::run(options, &global).await,

@@ -189,7 +189,10 @@ fn admin_rules() -> Vec<Value> {
 /// Roles first, so that bindings find theirs.
 pub fn rbac() -> Vec<Bootstrap> {
     let events = || rule(&["", "events.k8s.io"], &["events"], &["create", "patch", "update"]);
-    let edit = || union(edit_rules(), view_rules());
+    // The parts of a role in the order in which the controller puts them: by name.
+    let usage = || vec![rule(&["metrics.k8s.io"], &["pods", "nodes"], READ)];
+    let view = || union(view_rules(), usage());
+    let edit = || union(union(edit_rules(), usage()), view());
     let discovery = [
         "/api",
         "/api/*",
@@ -208,10 +211,11 @@ pub fn rbac() -> Vec<Bootstrap> {
         part_of("view", role("system:aggregate-to-view", view_rules())),
         part_of("edit", role("system:aggregate-to-edit", edit_rules())),
         part_of("admin", role("system:aggregate-to-admin", admin_rules())),
-        // In the order in which the controller puts the parts: by name.
+        // Who sees pods sees what they use.
+        part_of("view", part_of("edit", part_of("admin", role("system:aggregated-metrics-reader", usage())))),
         sum_of("admin", role("admin", union(edit(), admin_rules()))),
         part_of("admin", sum_of("edit", role("edit", edit()))),
-        part_of("edit", sum_of("view", role("view", view_rules()))),
+        part_of("edit", sum_of("view", role("view", view()))),
         role("system:discovery", vec![paths(&discovery, &["get"])]),
         role(
             "system:public-info-viewer",

@@ -1,7 +1,9 @@
 //! What `kubectl get` and `wctl get` show of each kind: the columns of a `Table`.
 
+mod usage;
 mod workloads;
 
+pub use usage::*;
 pub use workloads::*;
 
 use jiff::Timestamp;

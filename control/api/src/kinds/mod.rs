@@ -11,6 +11,7 @@ use crate::Error;
 use crate::reviews::Review;
 use crate::schema::{Schema, Type};
 use crate::status::FieldError;
+use crate::usage::UsageOf;
 use crate::validate;
 
 mod certificate;
@@ -54,10 +55,11 @@ pub enum Subresource {
     Finalize,
     Token,
     Approval,
+    Proxy,
 }
 
 impl Subresource {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Status,
         Self::Scale,
         Self::Binding,
@@ -69,6 +71,7 @@ impl Subresource {
         Self::Finalize,
         Self::Token,
         Self::Approval,
+        Self::Proxy,
     ];
 
     pub fn as_str(self) -> &'static str {
@@ -84,6 +87,7 @@ impl Subresource {
             Self::Finalize => "finalize",
             Self::Token => "token",
             Self::Approval => "approval",
+            Self::Proxy => "proxy",
         }
     }
 
@@ -117,6 +121,8 @@ pub struct Kind {
     pub strategy: &'static dyn Strategy,
     /// For kinds that are answered instead of stored.
     pub(crate) review: Option<Review>,
+    /// For kinds that are measured instead of stored.
+    pub(crate) usage: Option<UsageOf>,
     /// Found by [`Kind::new`]; a kind without a schema is refused at start.
     ty: Option<Type>,
 }
@@ -150,6 +156,7 @@ impl Kind {
             columns: &[],
             strategy: &Plain,
             review: None,
+            usage: None,
         }
     }
 
@@ -184,6 +191,11 @@ impl Kind {
     /// A kind that can be created alone, and is answered at once.
     pub(crate) fn review(self, review: Review) -> Self {
         Self { review: Some(review), ..self }
+    }
+
+    /// A kind that can be read alone, and is measured when it is.
+    pub(crate) fn usage(self, of: UsageOf) -> Self {
+        Self { usage: Some(of), ..self }
     }
 
     /// The schema of its objects.

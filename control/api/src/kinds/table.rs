@@ -1,7 +1,7 @@
 //! The built-in kinds.
 
 use super::Subresource::{
-    Approval, Attach, Binding, Eviction, Exec, Finalize, Log, PortForward, Scale, Status, Token,
+    Approval, Attach, Binding, Eviction, Exec, Finalize, Log, PortForward, Proxy, Scale, Status, Token,
 };
 use super::{
     Kind, certificate, columns, config, daemonset, deployment, disruption, endpoints, event, job, lease,
@@ -9,6 +9,7 @@ use super::{
     statefulset,
 };
 use crate::reviews;
+use crate::usage::UsageOf;
 
 const AUTHN: &str = "authentication.k8s.io";
 const AUTHZ: &str = "authorization.k8s.io";
@@ -29,7 +30,7 @@ pub fn rows() -> Vec<Kind> {
             .subresources(&[Status, Finalize]).fields(&["status.phase"])
             .columns(columns::NAMESPACE).strategy(&namespace::Namespace),
         Kind::new("", "v1", "Node", "nodes").short_names(&["no"]).cluster_wide()
-            .subresources(&[Status]).fields(&["spec.unschedulable"])
+            .subresources(&[Status, Proxy]).fields(&["spec.unschedulable"])
             .columns(columns::NODE).strategy(&node::Node),
         Kind::new("", "v1", "Pod", "pods").short_names(&["po"]).categories(&["all"])
             .subresources(&[Status, Binding, Eviction, Log, PortForward, Exec, Attach]).fields(pod::FIELDS)
@@ -86,6 +87,10 @@ pub fn rows() -> Vec<Kind> {
             .columns(columns::LEASE).strategy(&lease::Lease),
         Kind::new("discovery.k8s.io", "v1", "EndpointSlice", "endpointslices")
             .columns(columns::ENDPOINT_SLICE).strategy(&endpoints::EndpointSlice),
+        Kind::new("metrics.k8s.io", "v1beta1", "NodeMetrics", "nodes").cluster_wide()
+            .columns(columns::NODE_METRICS).usage(UsageOf::Nodes),
+        Kind::new("metrics.k8s.io", "v1beta1", "PodMetrics", "pods")
+            .columns(columns::POD_METRICS).usage(UsageOf::Pods),
         Kind::new("node.k8s.io", "v1", "RuntimeClass", "runtimeclasses").cluster_wide()
             .columns(columns::RUNTIME_CLASS).strategy(&runtimeclass::RuntimeClass),
         Kind::new("policy", "v1", "PodDisruptionBudget", "poddisruptionbudgets").short_names(&["pdb"])

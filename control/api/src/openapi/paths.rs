@@ -120,8 +120,8 @@ pub fn of(dialect: Dialect, kinds: &[&Kind]) -> Value {
             let suffix = camel(sub.as_str());
             let of_sub = Place { group, version, speaks, suffix, ..place.clone() };
             let mut item = of_sub.item(verbs, true, kind.namespaced);
-            if *sub == Subresource::PortForward {
-                for method in ["get", "post"] {
+            if matches!(sub, Subresource::PortForward | Subresource::Proxy) {
+                for method in ["delete", "get", "patch", "post", "put"] {
                     if let Some(operation) = item.get_mut(method) {
                         operation["x-kubernetes-action"] = json!("connect");
                     }

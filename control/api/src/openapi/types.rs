@@ -34,6 +34,7 @@ pub fn descriptions() -> Texts {
 pub fn full_name(short: &str) -> String {
     let home = match short.split('.').next().unwrap_or_default() {
         "meta" => "io.k8s.apimachinery.pkg.apis",
+        "metrics" => "io.k8s.metrics.pkg.apis",
         "api" | "runtime" | "util" | "version" => "io.k8s.apimachinery.pkg",
         "apiextensions" => "io.k8s.apiextensions-apiserver.pkg.apis",
         "apiregistration" => "io.k8s.kube-aggregator.pkg.apis",

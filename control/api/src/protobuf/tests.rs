@@ -100,7 +100,8 @@ fn without_null(value: Value) -> Value {
 fn every_kind_has_the_fields_of_its_schema() {
     let kinds = Kinds::new(Vec::new()).unwrap();
     let mut seen = BTreeSet::new();
-    for kind in kinds.rows() {
+    // Measurements are told in JSON alone, which every client takes that asks for them.
+    for kind in kinds.rows().iter().filter(|kind| kind.usage.is_none()) {
         let message = Table::get().kind(&kind.api_version(), &kind.kind);
         let message = message.unwrap_or_else(|| panic!("{kind:?} has no protobuf form"));
         same_fields(kind.ty(), message, &mut seen);

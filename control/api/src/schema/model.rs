@@ -1,4 +1,4 @@
-//! The types themselves: read once from the two text files, then looked up by reference.
+//! The types themselves: read once from the text files, then looked up by reference.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -8,10 +8,12 @@ use serde_json::Value;
 
 /// Facts about Kubernetes' types, generated.
 const TYPES: &str = include_str!("../../schema/types.txt");
+/// The types of `metrics.k8s.io`, which Kubernetes keeps elsewhere; by hand.
+const METRICS: &str = include_str!("../../schema/metrics.txt");
 /// Static defaults, and what Go always writes; kept by hand.
 const DEFAULTS: &str = include_str!("../../schema/defaults.txt");
 
-static SCHEMA: LazyLock<Schema> = LazyLock::new(|| Schema::parse(TYPES, DEFAULTS));
+static SCHEMA: LazyLock<Schema> = LazyLock::new(|| Schema::parse(&[TYPES, METRICS], DEFAULTS));
 
 /// All types of the API. There is one, made at the first [`Schema::get`] (some milliseconds).
 pub struct Schema {
@@ -77,14 +79,14 @@ impl Schema {
         self.types.iter().flat_map(|def| def.kinds.iter().map(move |kind| (kind, Type(def))))
     }
 
-    /// Both files are part of the build and read by every test, so a fault in them panics.
-    fn parse(types: &'static str, defaults: &'static str) -> Schema {
+    /// The files are part of the build and read by every test, so a fault in them panics.
+    fn parse(types: &[&'static str], defaults: &'static str) -> Schema {
         let mut defs: Vec<TypeDef> = Vec::new();
         let mut by_name = HashMap::new();
         let mut raw_fields: Vec<(usize, &'static str, &'static str)> = Vec::new();
         let mut package = "";
         // Names first, so that fields can refer to types further down.
-        for line in types.lines() {
+        for line in types.iter().flat_map(|file| file.lines()) {
             if let Some(name) = line.strip_prefix('@') {
                 package = name;
             } else if let Some(field) = line.strip_prefix(' ') {

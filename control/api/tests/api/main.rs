@@ -18,5 +18,6 @@ mod reviews;
 mod strangers;
 mod tokens;
 mod two_servers;
+mod usage;
 mod watches;
 mod workloads;

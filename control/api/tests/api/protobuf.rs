@@ -82,7 +82,7 @@ async fn collections(client: &kube::Client) -> BTreeMap<(String, String), String
         let (_, list) = get(client, &root).await;
         for resource in list["resources"].as_array().unwrap() {
             let name = resource["name"].as_str().unwrap();
-            let stored = resource["verbs"].as_array().unwrap().contains(&json!("list"));
+            let stored = resource["verbs"].as_array().unwrap().contains(&json!("watch"));
             if !name.contains('/') && stored {
                 let within = if resource["namespaced"] == true { "/namespaces/default" } else { "" };
                 let kind = resource["kind"].as_str().unwrap().to_owned();

@@ -20,6 +20,7 @@ pub mod rollout;
 pub mod scale;
 pub mod status;
 pub mod token;
+pub mod top;
 pub mod up;
 pub mod version;
 pub mod wait;

@@ -25,6 +25,14 @@ pub const DAEMON_SET: &[Column] = &[
     SELECTOR,
 ];
 
+/// Of the scale subresource.
+pub const SCALE: &[Column] = &[
+    NAME,
+    count("Desired", |o, _| json!(number(o, "/spec/replicas").unwrap_or(0))),
+    count("Available", |o, _| json!(number(o, "/status/replicas").unwrap_or(0))),
+    AGE,
+];
+
 pub const STATEFUL_SET: &[Column] = &[
     NAME,
     text_column("Ready", |o, _| {

@@ -174,5 +174,6 @@ pub fn rows() -> Vec<Row> {
             .fails()
             .says(&["Error from server (NotFound): pods \"nothing\" not found"]),
         run("top pod").says(&["NAME CPU(cores) MEMORY(bytes)", "web-"]).at_last(),
+        run("top pod -A --containers --sort-by=cpu").says(&["NAMESPACE POD NAME CPU(cores) MEMORY(bytes)"]),
     ]
 }
