@@ -16,10 +16,10 @@ const GROUP: &str = "authentication.k8s.io";
 /// The bounds of a token's life, in seconds; Kubernetes' values.
 const SECONDS_MIN: i64 = 10 * 60;
 const SECONDS_MAX: i64 = 1 << 32;
-/// Kubernetes' `kube-api-access` volume asks for a pod's token with this life (ours is written by hand until the
-/// ServiceAccount admission plugin puts it in). Its holder may be a client that never reads the file again: the token
-/// works for a year, and tells after this that it should have been renewed. Kubernetes' values.
-const RENEWABLE_SECONDS: i64 = 3607;
+/// The `kube-api-access` volume of each pod asks for a token with this life. Its holder may be a client that never
+/// reads the file again: the token works for a year, and tells after this that it should have been renewed.
+/// Kubernetes' values.
+pub const RENEWABLE_SECONDS: i64 = 3607;
 const EXTENDED_SECONDS: i64 = 365 * 24 * 3600;
 
 /// What is wrong with a token's life of so many seconds.

@@ -57,6 +57,7 @@ impl Node {
             name: config.name.clone(),
             host: config.address,
             host_ip: config.address.to_string(),
+            api_server: config.api_server,
             root: config.root,
             logs: config.logs,
             images: Images::new(runtime.clone()),

@@ -42,6 +42,8 @@ pub struct Facts<'a> {
     pub node: &'a str,
     pub host_ip: &'a str,
     pub pod_ips: &'a [String],
+    /// Host and port.
+    pub api_server: (&'a str, u16),
     pub allocatable: &'a resources::Machine,
 }
 
@@ -73,8 +75,8 @@ pub fn objects(namespace: &str, container: &Container) -> Vec<ObjectName> {
     names
 }
 
-/// The environment in its final order: `envFrom` first, then `env`; a later entry of the same name replaces the value
-/// of an earlier one.
+/// The environment in its final order: where the API server is, `envFrom`, then `env`; a later entry of the same name
+/// replaces the value of an earlier one.
 ///
 /// # Errors
 /// A required object or key is not there, or a source is one that this version does not know.
@@ -85,6 +87,12 @@ pub fn build(
 ) -> Result<Vec<(String, String)>, Error> {
     let namespace = facts.pod.metadata.namespace.as_deref().unwrap_or_default();
     let mut env = Env::default();
+    let (host, port) = facts.api_server;
+    for (name, value) in
+        [("HOST", host.to_owned()), ("PORT", port.to_string()), ("PORT_HTTPS", port.to_string())]
+    {
+        env.set(format!("KUBERNETES_SERVICE_{name}"), value);
+    }
     for source in container.env_from.iter().flatten() {
         let prefix = source.prefix.as_deref().unwrap_or_default();
         let (kind, name, optional) = if let Some(map) = &source.config_map_ref {
@@ -360,6 +368,7 @@ mod tests {
             node: "n1",
             host_ip: "10.0.0.1",
             pod_ips: &["10.1.0.2".to_owned()],
+            api_server: ("10.0.0.9", 6443),
             allocatable: &machine,
         };
         build(&container, &facts, found)
@@ -386,8 +395,12 @@ mod tests {
                 {"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
                 {"name": "L", "valueFrom": {"fieldRef": {"fieldPath": "metadata.labels['app']"}}},
                 {"name": "N", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
+                {"name": "KUBERNETES_SERVICE_PORT", "value": "mine"},
             ]}), &found).unwrap();
         let want = [
+            ("KUBERNETES_SERVICE_HOST", "10.0.0.9"),
+            ("KUBERNETES_SERVICE_PORT", "mine"),
+            ("KUBERNETES_SERVICE_PORT_HTTPS", "6443"),
             ("P_a", "over"),
             ("P_b", "b-cm"),
             ("X", "over/b-cm/$(Y)"),

@@ -79,6 +79,8 @@ pub struct Config {
     pub runtime: tonic::transport::Channel,
     /// The node's own address: `InternalIP`, and `hostIP` of its pods.
     pub address: IpAddr,
+    /// Host and port at which pods reach the API server: `KUBERNETES_SERVICE_HOST` and `_PORT` of each container.
+    pub api_server: (String, u16),
     /// Volumes and pod directories live below: `ROOT/pods/UID/…`.
     pub root: PathBuf,
     /// Container logs: `LOGS/NAMESPACE_POD_UID/CONTAINER/N.log`.

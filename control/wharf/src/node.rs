@@ -78,10 +78,16 @@ impl JoinOptions {
         }
         let hash = self.ca_cert_hash.as_ref();
         let hash = hash.context("whom to trust is not known: give --ca-cert-hash sha256:HEX or --ca FILE")?;
-        let url: http::Uri = server.parse().with_context(|| format!("{server:?} is no URL"))?;
-        let host = url.host().with_context(|| format!("{server:?} names no host"))?;
-        join::discover(host.trim_matches(['[', ']']), url.port_u16().unwrap_or(443), hash).await
+        let (host, port) = place(server)?;
+        join::discover(&host, port, hash).await
     }
+}
+
+/// Host and port of a URL of the API server.
+fn place(server: &str) -> anyhow::Result<(String, u16)> {
+    let url: http::Uri = server.parse().with_context(|| format!("{server:?} is no URL"))?;
+    let host = url.host().with_context(|| format!("{server:?} names no host"))?;
+    Ok((host.trim_matches(['[', ']']).to_owned(), url.port_u16().unwrap_or(443)))
 }
 
 fn read(path: &Path) -> anyhow::Result<String> {
@@ -124,7 +130,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     if let Some(fd) = options.ready_fd {
         server::tell_ready(fd)?;
     }
-    let node = start(&options.node, client, serving, &ca, stop.clone()).await?;
+    let node = start(&options.node, &options.server, client, serving, &ca, stop.clone()).await?;
     stop.cancelled().await;
     node.stopped().await;
     tracing::info!("stopped");
@@ -234,9 +240,10 @@ fn lease(options: &NodeOptions) -> anyhow::Result<Duration> {
     Ok(lease)
 }
 
-/// Starts the agent and the routes to other nodes.
+/// Starts the agent and the routes to other nodes. `server` is the API server's URL as pods have it.
 pub async fn start(
     options: &NodeOptions,
+    server: &str,
     client: kube::Client,
     identity: Current,
     client_ca: &str,
@@ -249,6 +256,7 @@ pub async fn start(
         client,
         runtime: wharf_cri::connect(&options.runtime),
         address: options.node_address,
+        api_server: place(server)?,
         root: options.node_root.clone(),
         logs: options.node_logs.clone(),
         serving: wharf_node::Serving {

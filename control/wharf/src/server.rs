@@ -117,7 +117,9 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         true => {
             let client = api.client(UserInfo::node(&options.node.node_name));
             let identity = node::kept_identity(&pki, &options.node, &stop)?;
-            Some(node::start(&options.node, client, identity, pki.ca.cert_pem(), stop.clone()).await?)
+            let server = SocketAddr::new(options.node.node_address, options.listen.port());
+            let (server, ca) = (format!("https://{server}"), pki.ca.cert_pem());
+            Some(node::start(&options.node, &server, client, identity, ca, stop.clone()).await?)
         }
         false => None,
     };

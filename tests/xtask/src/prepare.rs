@@ -56,6 +56,11 @@ const FOR_TESTS: &[Package] = &[
         why: "the tests run containers that have a shell, and start virtual machines with it",
         shown_by: &["busybox", "true"],
     },
+    Package {
+        name: "curl",
+        why: "the tests run it in a pod, as a client of the cluster",
+        shown_by: &["curl", "--version"],
+    },
 ];
 
 /// What the tests in a virtual machine use beside that.

@@ -14,6 +14,7 @@ mod namespace_lifecycle;
 mod node_restriction;
 mod pods;
 mod priority;
+mod service_account;
 
 /// What is about to happen to the object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +36,14 @@ pub struct Request<'a> {
     /// The object as it is to be stored; for a delete as it is.
     pub object: &'a mut Value,
     pub old: Option<&'a Value>,
+}
+
+impl Request<'_> {
+    /// Whether a pod is about to be made.
+    fn is_new_pod(&self) -> bool {
+        let is_pod = self.kind.group.is_empty() && self.kind.plural == "pods";
+        is_pod && self.operation == Operation::Create && self.subresource.is_none()
+    }
 }
 
 /// What plugins look things up in.
@@ -71,11 +80,18 @@ const CHAIN: &[(&str, Plugin)] = &[
     ("CertificateRequester", certificates::requester),
     ("CertificateSubjectRestriction", certificates::subject),
     ("NodeRestriction", node_restriction::admit),
-    ("ServiceAccount", pods::service_account),
+    ("ServiceAccount", service_account::admit),
     ("Priority", priority::admit),
     ("RuntimeClass", pods::runtime_class),
     ("DefaultTolerationSeconds", pods::default_toleration_seconds),
 ];
+
+/// Waits for what a new object needs and will get from elsewhere in a moment; the chain itself never waits.
+pub async fn ready(kind: &Kind, namespace: &str, object: &Value, world: &World<'_>, off: &BTreeSet<String>) {
+    if kind.group.is_empty() && kind.plural == "pods" && !off.contains("ServiceAccount") {
+        service_account::await_default(object, namespace, world).await;
+    }
+}
 
 /// Runs the chain, except for the plugins that the server's configuration turned off.
 pub fn admit(request: &mut Request<'_>, world: &World<'_>, off: &BTreeSet<String>) -> Result<()> {

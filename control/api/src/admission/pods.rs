@@ -2,36 +2,16 @@
 
 use serde_json::{Value, json};
 
-use super::{Operation, Request, World};
+use super::{Request, World};
 use crate::object::{child, entries, list, text};
 use crate::status::{Result, Status};
 
 /// Tolerated for this long after a node is gone, so that a short outage moves no pod; Kubernetes' default.
 const TOLERATION_SECONDS: i64 = 300;
 
-fn is_new_pod(request: &Request<'_>) -> bool {
-    request.operation == Operation::Create
-        && request.subresource.is_none()
-        && request.kind.group.is_empty()
-        && request.kind.plural == "pods"
-}
-
-/// Names the service account. It puts no token volume in yet: a pod that wants one writes a projected volume.
-pub fn service_account(request: &mut Request<'_>, _world: &World<'_>) -> Result<()> {
-    if is_new_pod(request) {
-        let spec = child(request.object, "spec");
-        let named = spec.get("serviceAccountName").and_then(Value::as_str).filter(|name| !name.is_empty());
-        let name = named.unwrap_or("default").to_owned();
-        spec.insert("serviceAccountName".to_owned(), name.clone().into());
-        // The old name of the field is kept the same, as Kubernetes does.
-        spec.insert("serviceAccount".to_owned(), name.into());
-    }
-    Ok(())
-}
-
 /// Checks that the runtime class exists, and takes its overhead and scheduling over into the pod.
 pub fn runtime_class(request: &mut Request<'_>, world: &World<'_>) -> Result<()> {
-    if !is_new_pod(request) {
+    if !request.is_new_pod() {
         return Ok(());
     }
     let deny =
@@ -83,7 +63,7 @@ pub fn runtime_class(request: &mut Request<'_>, world: &World<'_>) -> Result<()>
 }
 
 pub fn default_toleration_seconds(request: &mut Request<'_>, _world: &World<'_>) -> Result<()> {
-    if !is_new_pod(request) {
+    if !request.is_new_pod() {
         return Ok(());
     }
     let missing =

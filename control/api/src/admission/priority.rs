@@ -13,9 +13,7 @@ const POLICY: &str = "PreemptLowerPriority";
 
 pub fn admit(request: &mut Request<'_>, world: &World<'_>) -> Result<()> {
     match (&*request.kind.group, &*request.kind.plural) {
-        ("", "pods") if request.subresource.is_none() && request.operation == Operation::Create => {
-            pod(request, world)
-        }
+        _ if request.is_new_pod() => pod(request, world),
         (GROUP, PLURAL) => class(request, world),
         _ => Ok(()),
     }

@@ -159,6 +159,8 @@ impl Call {
     ) -> Result<Written> {
         let generate = text(&object, "/metadata/generateName").to_owned();
         let generated = object::name(&object).is_empty() && !generate.is_empty();
+        let off = &self.server.admission_off;
+        admission::ready(&self.kind, &self.path.namespace, &object, &self.world(), off).await;
         for attempt in 1.. {
             let new = self.prepare_new(object.clone(), options, track)?;
             let key = self.kind.key(&self.path.namespace, object::name(&new));
@@ -242,8 +244,11 @@ impl Call {
             object,
             old,
         };
-        let world = admission::World { storage: self.storage(), kinds: &self.server.kinds };
-        admission::admit(&mut request, &world, &self.server.admission_off)
+        admission::admit(&mut request, &self.world(), &self.server.admission_off)
+    }
+
+    fn world(&self) -> admission::World<'_> {
+        admission::World { storage: self.storage(), kinds: &self.server.kinds }
     }
 
     pub async fn update(&mut self, body: Bytes, subresource: Option<Subresource>) -> Result<Response<Body>> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use http::{Request, Response};
 use kube::client::Body;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use wharf_api::{ApiServer, Config, UserInfo};
@@ -43,6 +43,7 @@ impl Harness {
         };
         configure(&mut config);
         let server = ApiServer::start(config, store).await.unwrap();
+        make_account(&server.client(UserInfo::admin()), "default").await;
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
@@ -103,6 +104,14 @@ impl Drop for Harness {
     fn drop(&mut self) {
         self.stop.cancel();
     }
+}
+
+/// The account of a namespace's pods, which the controllers make elsewhere; pods stay as they are written with it.
+pub async fn make_account(client: &kube::Client, namespace: &str) {
+    let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts");
+    let account = json!({"metadata": {"name": "default"}, "automountServiceAccountToken": false});
+    let (code, made) = call(client, "POST", &path, account).await;
+    assert_eq!(code, 201, "{made}");
 }
 
 /// Sends a request as it is and gives status, headers and body.

@@ -15,6 +15,7 @@ mod pods;
 mod protobuf;
 mod recordings;
 mod reviews;
+mod service_accounts;
 mod strangers;
 mod tokens;
 mod two_servers;

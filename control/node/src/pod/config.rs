@@ -441,7 +441,14 @@ mod tests {
     async fn containers_get_command_user_and_limits() {
         let pod = pod();
         let machine = resources::Machine { cpu_millis: 1000, memory: 1 << 30, storage: 0 };
-        let facts = Facts { pod: &pod, node: "n", host_ip: "h", pod_ips: &[], allocatable: &machine };
+        let facts = Facts {
+            pod: &pod,
+            node: "n",
+            host_ip: "h",
+            pod_ips: &[],
+            api_server: ("a", 6443),
+            allocatable: &machine,
+        };
         let dir = tempfile::tempdir().unwrap();
         let objects = crate::objects::Objects::new(wharf_kit::api::Rest::new(crate::pod::nowhere()));
         let tokens = crate::tokens::Tokens::new(wharf_kit::api::Rest::new(crate::pod::nowhere()));

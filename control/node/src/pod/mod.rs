@@ -39,6 +39,7 @@ pub struct Shared {
     pub host: IpAddr,
     /// The same as text.
     pub host_ip: String,
+    pub api_server: (String, u16),
     pub root: PathBuf,
     pub logs: PathBuf,
     pub rest: Rest,

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, ServiceAccount};
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -90,6 +90,10 @@ impl Harness {
         let store = Arc::new(Redb::open(directory.path().join("store.redb")).await.unwrap());
         let api = ApiServer::start(wharf_api::Config::default(), store).await.unwrap();
         let client = api.client(user("kubernetes-admin", &["system:masters"]));
+        // The controllers make the account of a namespace's pods; without its token they stay as they are written.
+        let account = json!({"metadata": {"name": "default"}, "automountServiceAccountToken": false});
+        let accounts: Api<ServiceAccount> = Api::default_namespaced(client.clone());
+        accounts.create(&PostParams::default(), &serde_json::from_value(account).unwrap()).await.unwrap();
         let runtime = Runtime::new(directory.path());
         let serving = runtime.serve();
         runtime.world().images.extend([
@@ -156,6 +160,7 @@ impl Harness {
             client,
             runtime: wharf_cri::connect(&self.runtime.socket),
             address: "127.0.0.1".parse().unwrap(),
+            api_server: ("127.0.0.1".to_owned(), 6443),
             root: self.root(),
             logs: self.logs(),
             serving: Serving {

@@ -146,7 +146,9 @@ async fn config_maps_and_secrets_reach_env_and_files_and_stay_current() {
 
     let config = harness.runtime.config("main");
     let env: Vec<_> = config.envs.iter().map(|pair| (pair.key.as_str(), pair.value.as_str())).collect();
-    assert_eq!(env, [("GREETING", "hello"), ("IP", "127.0.0.1")]);
+    let api = ["HOST", "PORT", "PORT_HTTPS"].map(|name| format!("KUBERNETES_SERVICE_{name}"));
+    let api = api.iter().map(String::as_str).zip(["127.0.0.1", "6443", "6443"]);
+    assert!(env.iter().copied().eq(api.chain([("GREETING", "hello"), ("IP", "127.0.0.1")])), "{env:?}");
     let host = |path: &str| {
         config
             .mounts

@@ -126,7 +126,14 @@ fn log_directory(shared: &Shared, pod: &Pod) -> PathBuf {
 
 /// What environment and volumes may tell of the pod.
 fn facts<'a>(shared: &'a Shared, pod: &'a Pod, ips: &'a [String]) -> Facts<'a> {
-    Facts { pod, node: &shared.name, host_ip: &shared.host_ip, pod_ips: ips, allocatable: &shared.machine }
+    Facts {
+        pod,
+        node: &shared.name,
+        host_ip: &shared.host_ip,
+        pod_ips: ips,
+        api_server: (&shared.api_server.0, shared.api_server.1),
+        allocatable: &shared.machine,
+    }
 }
 
 /// Doubling pauses between tries that nobody needs to hear of each time.
