@@ -93,6 +93,11 @@ impl Quantity {
         self.nanos % NANOS == 0
     }
 
+    /// How often `other`, which is not zero, goes into it.
+    pub fn ratio_to(&self, other: Self) -> f64 {
+        self.nanos as f64 / other.nanos as f64
+    }
+
     /// A fraction of it, rounded up: `numerator / denominator` of a limit. `denominator` is above zero.
     pub fn scaled(&self, numerator: i64, denominator: i64) -> Self {
         let nanos = rounded_away(self.nanos.saturating_mul(numerator.into()), denominator.max(1).into());

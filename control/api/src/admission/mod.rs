@@ -10,6 +10,7 @@ use crate::status::Result;
 use crate::storage::Storage;
 
 mod certificates;
+mod limit_ranger;
 mod namespace_lifecycle;
 mod node_restriction;
 mod pods;
@@ -64,7 +65,12 @@ impl World<'_> {
 impl World<'_> {
     /// All objects of a built-in cluster-wide kind, decoded.
     pub fn all(&self, group: &str, plural: &str) -> Vec<Value> {
-        let prefix = self.kinds.builtin(group, plural).prefix();
+        self.all_in(group, plural, "")
+    }
+
+    /// All objects of a built-in kind in a namespace, decoded.
+    pub fn all_in(&self, group: &str, plural: &str, namespace: &str) -> Vec<Value> {
+        let prefix = self.kinds.builtin(group, plural).prefix_in(namespace);
         let snapshot = futures::FutureExt::now_or_never(self.storage.snapshot(&prefix, None));
         // A snapshot of the present never waits.
         let Some(Ok(snapshot)) = snapshot else { return Vec::new() };
@@ -77,6 +83,7 @@ type Plugin = fn(&mut Request<'_>, &World<'_>) -> Result<()>;
 /// The chain, in its order: later plugins see what earlier ones set.
 const CHAIN: &[(&str, Plugin)] = &[
     ("NamespaceLifecycle", namespace_lifecycle::admit),
+    ("LimitRanger", limit_ranger::admit),
     ("CertificateRequester", certificates::requester),
     ("CertificateSubjectRestriction", certificates::subject),
     ("NodeRestriction", node_restriction::admit),

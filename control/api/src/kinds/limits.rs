@@ -4,8 +4,10 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 use wharf_kit::quantity::Quantity;
+use wharf_kit::resources::{Amounts, is_huge_page, is_native};
+use wharf_kit::selector::qualified_name_problem;
 
-use super::Strategy;
+use super::{Strategy, resource_names};
 use crate::object::{entries, list, text};
 use crate::status::FieldError;
 use crate::validate::{immutable, qualified_name, quantity};
@@ -91,8 +93,12 @@ impl Strategy for LimitRange {
         for (n, item) in list(new, "/spec/limits").iter().enumerate() {
             let at = format!("spec.limits[{n}]");
             let type_ = text(item, "/type");
-            if type_.is_empty() {
-                errors.push(FieldError::required(format!("{at}.type"), ""));
+            let problem = qualified_name_problem(type_).or_else(|| {
+                let known = type_.contains('/') || matches!(type_, "Pod" | "Container" | CLAIM);
+                (!known).then(|| "must be a standard limit type or fully qualified".to_owned())
+            });
+            if let Some(problem) = problem {
+                errors.push(FieldError::invalid(format!("{at}.type"), type_, problem));
             }
             if !types.insert(type_) {
                 errors.push(FieldError::duplicate(format!("{at}.type"), type_));
@@ -105,48 +111,95 @@ impl Strategy for LimitRange {
                     }
                 }
             }
-            bounds(item, &at, errors);
+            let bounds = Bounds::of(item, type_, &at, errors);
+            if type_ == CLAIM && !bounds.min.contains_key("storage") && !bounds.max.contains_key("storage") {
+                let why = "either minimum or maximum storage value is required, but neither was provided";
+                errors.push(FieldError::required(format!("{at}.limits"), why));
+            }
+            bounds.check(&at, errors);
         }
     }
 }
 
-/// The smaller bound of each pair is not above the larger one.
-fn bounds(item: &Value, at: &str, errors: &mut Vec<FieldError>) {
-    let mut names = BTreeSet::new();
-    for field in ["min", "max", "default", "defaultRequest", "maxLimitRequestRatio"] {
-        for (name, amount) in entries(item, &format!("/{field}")) {
-            quantity(amount, &format!("{at}.{field}[{name}]"), errors);
-            names.insert(name);
-        }
-    }
-    let amount = |field: &str, name: &str| -> Option<(String, Quantity)> {
-        let text = item.get(field)?.get(name)?.as_str()?;
-        Some((text.to_owned(), text.parse().ok()?))
-    };
-    for name in names {
-        for (low, high, words) in [
-            ("min", "max", ["min", "max"]),
-            ("min", "defaultRequest", ["min", "default request"]),
-            ("defaultRequest", "max", ["default request", "max"]),
-            ("defaultRequest", "default", ["default request", "default limit"]),
-            ("min", "default", ["min", "default"]),
-            ("default", "max", ["default", "max"]),
+const CLAIM: &str = "PersistentVolumeClaim";
+
+/// The amounts of an entry of `spec.limits`.
+#[derive(Default)]
+struct Bounds {
+    min: Amounts,
+    max: Amounts,
+    default: Amounts,
+    request: Amounts,
+    ratio: Amounts,
+}
+
+impl Bounds {
+    /// Checks each amount by itself.
+    fn of(item: &Value, type_: &str, at: &str, errors: &mut Vec<FieldError>) -> Self {
+        let mut bounds = Self::default();
+        for (field, into) in [
+            ("max", &mut bounds.max),
+            ("min", &mut bounds.min),
+            ("default", &mut bounds.default),
+            ("defaultRequest", &mut bounds.request),
+            ("maxLimitRequestRatio", &mut bounds.ratio),
         ] {
-            if let (Some((low_text, low_amount)), Some((high_text, high_amount))) =
-                (amount(low, name), amount(high, name))
-                && low_amount > high_amount
-            {
-                let why =
-                    format!("{} value {low_text} is greater than {} value {high_text}", words[0], words[1]);
-                errors.push(FieldError::invalid(format!("{at}.{low}[{name}]"), low_text, why));
+            for (name, amount) in entries(item, &format!("/{field}")) {
+                let at = format!("{at}.{field}[{name}]");
+                match type_ {
+                    "Pod" | "Container" => resource_names::of_container(name, &at, errors),
+                    _ => resource_names::any(name, &at, errors),
+                }
+                into.extend(quantity(amount, &at, errors).map(|amount| (name.to_owned(), amount)));
             }
         }
-        let one = Quantity::from_millis(1000);
-        if let Some((ratio, amount)) = amount("maxLimitRequestRatio", name)
-            && amount < one
-        {
-            let why = format!("ratio {ratio} is less than 1");
-            errors.push(FieldError::invalid(format!("{at}.maxLimitRequestRatio[{name}]"), ratio, why));
+        bounds
+    }
+
+    /// The smaller bound of each pair is not above the larger one.
+    fn check(&self, at: &str, errors: &mut Vec<FieldError>) {
+        let Self { min, max, default, request, ratio } = self;
+        // Which of the two is at fault, and where.
+        for (low, low_words, high, high_words, field, of_low) in [
+            (min, "min", max, "max", "min", true),
+            (min, "min", request, "default request", "defaultRequest", false),
+            (request, "default request", max, "max", "defaultRequest", true),
+            (request, "default request", default, "default limit", "defaultRequest", true),
+            (min, "min", default, "default", "default", true),
+            (default, "default", max, "max", "default", true),
+        ] {
+            for (name, low) in low {
+                let Some(high) = high.get(name).filter(|high| low > high) else { continue };
+                let why = format!("{low_words} value {low} is greater than {high_words} value {high}");
+                let shown = if of_low { low } else { high };
+                errors.push(FieldError::invalid(format!("{at}.{field}[{name}]"), shown.to_string(), why));
+            }
+        }
+        for (name, most) in ratio {
+            let field = format!("{at}.maxLimitRequestRatio[{name}]");
+            if *most < Quantity::new(1) {
+                let why = format!("ratio {most} is less than 1");
+                errors.push(FieldError::invalid(field.as_str(), most.to_string(), why));
+            }
+            let between = min.get(name).zip(max.get(name)).filter(|(min, _)| !min.is_zero());
+            if let Some(widest) = between.map(|(min, max)| max.ratio_to(*min))
+                && most.ratio_to(Quantity::new(1)) > widest
+            {
+                let why = format!("ratio {most} is greater than max/min = {widest:.6}");
+                errors.push(FieldError::invalid(field, most.to_string(), why));
+            }
+        }
+        for (name, request) in request.iter().filter(|(name, _)| !may_be_overcommitted(name)) {
+            if let Some(limit) = default.get(name).filter(|limit| *limit != request) {
+                let why =
+                    format!("default value {limit} must equal to defaultRequest value {request} in {name}");
+                let field = format!("{at}.defaultRequest[{name}]");
+                errors.push(FieldError::invalid(field, request.to_string(), why));
+            }
         }
     }
+}
+
+fn may_be_overcommitted(name: &str) -> bool {
+    is_native(name) && !is_huge_page(name)
 }

@@ -111,7 +111,7 @@ impl Strategy for Pod {
 }
 
 /// Guaranteed, Burstable or BestEffort, by the requests and limits of cpu and memory.
-fn qos_class(pod: &Value) -> &'static str {
+pub fn qos_class(pod: &Value) -> &'static str {
     let containers: Vec<&Value> =
         list(pod, "/spec/containers").iter().chain(list(pod, "/spec/initContainers")).collect();
     let amount = |container: &Value, what: &str, resource: &str| -> Option<Quantity> {

@@ -7,6 +7,7 @@ mod access;
 mod harness;
 mod input;
 mod kinds;
+mod limits;
 mod lists;
 mod objects;
 mod openapi;
