@@ -237,18 +237,19 @@ impl Rates {
 pub struct Layers(Mutex<HashMap<String, (Instant, Layer)>>);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Layer {
+pub struct Layer {
     /// When it was looked at, in nanoseconds since the epoch.
-    at: i64,
-    bytes: u64,
-    inodes: u64,
+    pub at: i64,
+    pub bytes: u64,
+    pub inodes: u64,
 }
 
 /// A layer is walked once in this time at most; containerd's snapshotter has the same.
 const WALK_EVERY: Duration = Duration::from_secs(10);
 
 impl Layers {
-    async fn of(&self, id: &str, directory: PathBuf) -> Option<Layer> {
+    /// As of the last look; none while it is being removed.
+    pub async fn of(&self, id: &str, directory: PathBuf) -> Option<Layer> {
         let known = locked(&self.0).get(id).copied();
         if let Some((_, layer)) = known.filter(|(walked, _)| walked.elapsed() < WALK_EVERY) {
             return Some(layer);

@@ -83,23 +83,23 @@ fn places(group: &str) -> Vec<PathBuf> {
 }
 
 /// Where the files of `controller` are for `group`.
-fn place(controller: &str, group: &str) -> Option<PathBuf> {
+pub(crate) fn place(controller: &str, group: &str) -> Option<PathBuf> {
     match hierarchies() {
         Hierarchies::V1(mounts) => mounts.get(controller).map(|mount| below(mount, group)),
         Hierarchies::V2 => Some(below(Path::new(ROOT), group)),
     }
 }
 
-fn read(path: &Path) -> Option<String> {
+pub(crate) fn read(path: &Path) -> Option<String> {
     fs::read_to_string(path).ok()
 }
 
-fn number(path: &Path) -> Option<u64> {
+pub(crate) fn number(path: &Path) -> Option<u64> {
     read(path)?.trim().parse().ok()
 }
 
 /// A value of a file of `name value` lines.
-fn field(text: &str, name: &str) -> Option<u64> {
+pub(crate) fn field(text: &str, name: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
 }
 
@@ -152,7 +152,7 @@ pub(crate) fn oom_kills(group: &str) -> u64 {
 }
 
 /// Every process of the group and of groups below it.
-fn pids(group: &str) -> Vec<i32> {
+pub(crate) fn pids(group: &str) -> Vec<i32> {
     fn collect(dir: &Path, into: &mut Vec<i32>) {
         let Some(text) = read(&dir.join("cgroup.procs")) else { return };
         into.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()));

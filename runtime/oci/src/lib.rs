@@ -21,6 +21,7 @@
 mod bundle;
 mod capability;
 mod cgroup;
+mod details;
 mod error;
 mod exec;
 mod monitor;
@@ -37,6 +38,7 @@ mod wire;
 pub mod zygote;
 
 pub use cgroup::Stats;
+pub use details::Details;
 pub use error::Error;
 pub use exec::{Attached, Exec, Stdio};
 pub use oci::{Config, Event, Events, Oci};

@@ -2,6 +2,7 @@
 
 use crate::{
     bundle, cgroup,
+    details::{self, Details},
     error::{Error, at},
     pause::{Pause, PauseSpec, start_time},
     spec::{ContainerSpec, Resources, Rootfs},
@@ -261,6 +262,12 @@ impl Oci {
     pub async fn stats(&self, id: &str) -> Result<Option<cgroup::Stats>, Error> {
         let entry = self.inner.entry(id)?;
         blocking(move || Ok(cgroup::stats(&entry.meta.cgroup))).await
+    }
+
+    /// As [`Self::stats`], and all that costs more to find out.
+    pub async fn details(&self, id: &str) -> Result<Option<Details>, Error> {
+        let entry = self.inner.entry(id)?;
+        blocking(move || Ok(details::details(&entry.meta.cgroup))).await
     }
 
     /// Changes limits of a container that is not over. What is `None` stays.

@@ -88,6 +88,15 @@ async fn a_container_over_its_memory_limit_is_oom_killed_and_limits_can_change()
         assert_eq!((stats.memory_limit, stats.pids), (Some(32 << 20), 1));
         assert!(stats.memory_usage > 0 && stats.memory_working_set <= stats.memory_usage);
     }
+    // The rest comes of other files, which the kernel reads at other moments.
+    let details = oci.details("spin").await.unwrap().unwrap();
+    assert_eq!((details.cpu_period_micros, details.processes, details.threads_max), (100_000, 1, None));
+    assert!((500..=512).contains(&details.cpu_shares), "a weight of version 2 is coarser: {details:?}");
+    assert!(
+        details.stats.cpu_usage_nanos >= used && details.memory_peak >= details.stats.memory_rss,
+        "{details:?}"
+    );
+    assert!(details.open_files > 0 && details.sockets <= details.open_files, "{details:?}");
     let more = Resources { memory_limit: Some(64 << 20), ..Resources::default() };
     oci.update("spin", more).await.unwrap();
     assert_eq!(oci.stats("spin").await.unwrap().unwrap().memory_limit, Some(64 << 20));

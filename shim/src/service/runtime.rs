@@ -13,7 +13,7 @@ use super::{Service, matches};
 use crate::error::Error;
 use crate::record::network_mode;
 use crate::streaming::{Call, MOST_PORTS, Target, Wants, process};
-use crate::{HANDLERS, stats, view};
+use crate::{HANDLERS, metrics, stats, view};
 
 type Answer<T> = Result<Response<T>, Status>;
 type Streamed<T> = BoxStream<'static, Result<T, Status>>;
@@ -349,6 +349,23 @@ impl RuntimeService for Service {
         Ok(Response::new(v1::ListPodSandboxStatsResponse { stats }))
     }
 
+    async fn list_metric_descriptors(
+        &self,
+        _: Request<v1::ListMetricDescriptorsRequest>,
+    ) -> Answer<v1::ListMetricDescriptorsResponse> {
+        Ok(Response::new(v1::ListMetricDescriptorsResponse { descriptors: metrics::descriptors() }))
+    }
+
+    async fn list_pod_sandbox_metrics(
+        &self,
+        _: Request<v1::ListPodSandboxMetricsRequest>,
+    ) -> Answer<v1::ListPodSandboxMetricsResponse> {
+        let mut ready: Vec<_> = self.shim.sandboxes().values().cloned().collect();
+        ready.retain(|sandbox| sandbox.state() == PodSandboxState::SandboxReady);
+        let pod_metrics = metrics::pods(&self.shim, &ready).await;
+        Ok(Response::new(v1::ListPodSandboxMetricsResponse { pod_metrics }))
+    }
+
     async fn get_container_events(
         &self,
         _: Request<v1::GetEventsRequest>,
@@ -370,20 +387,6 @@ impl RuntimeService for Service {
         _: Request<v1::CheckpointContainerRequest>,
     ) -> Answer<v1::CheckpointContainerResponse> {
         Err(later("CheckpointContainer"))
-    }
-
-    async fn list_metric_descriptors(
-        &self,
-        _: Request<v1::ListMetricDescriptorsRequest>,
-    ) -> Answer<v1::ListMetricDescriptorsResponse> {
-        Err(later("ListMetricDescriptors"))
-    }
-
-    async fn list_pod_sandbox_metrics(
-        &self,
-        _: Request<v1::ListPodSandboxMetricsRequest>,
-    ) -> Answer<v1::ListPodSandboxMetricsResponse> {
-        Err(later("ListPodSandboxMetrics"))
     }
 
     async fn update_pod_sandbox_resources(
