@@ -1,6 +1,6 @@
 //! Asks nodes what they use, once for all who want to know, and keeps the last answers.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -8,6 +8,7 @@ use futures::FutureExt as _;
 use futures::future::{BoxFuture, Shared};
 use http::Request;
 use http_body_util::{BodyExt as _, Limited};
+use jiff::Timestamp;
 use tokio::sync::Semaphore;
 
 use super::Answers;
@@ -19,6 +20,8 @@ use crate::status::{Result, Status};
 
 /// An answer serves for so long; metrics-server asks as often.
 const FRESH: Duration = Duration::from_secs(15);
+/// However young what is asked about is, a node is not looked at twice in this time for it.
+const LEAST: Duration = Duration::from_secs(1);
 /// A node that did not answer is asked again after this.
 const AGAIN: Duration = Duration::from_secs(5);
 /// A look that is older says nothing of now: a node is then looked at twice.
@@ -57,6 +60,8 @@ struct Known {
 #[derive(Clone)]
 struct Seen {
     at: Instant,
+    /// The same as containers' starts are told.
+    time: Timestamp,
     look: Arc<Look>,
 }
 
@@ -66,11 +71,21 @@ struct Told {
     measured: Arc<Measured>,
 }
 
+impl Seen {
+    /// Whether it tells enough of what began at this time.
+    fn serves(&self, after: Option<Timestamp>) -> bool {
+        let age = self.at.elapsed();
+        age < LEAST || (age < FRESH && after.is_none_or(|after| after < self.time))
+    }
+}
+
 impl Inner {
-    /// What these nodes use. Answers that are fresh are told as they are, and who asks together waits together.
-    pub(super) async fn ask_usage(self: &Arc<Self>, nodes: BTreeSet<String>) -> Answers {
+    /// What these nodes use, each in a look later than the time beside it. Answers that are fresh are told as they are, and who
+    /// asks together waits together.
+    pub(super) async fn ask_usage(self: &Arc<Self>, nodes: BTreeMap<String, Option<Timestamp>>) -> Answers {
         self.forget_absent();
-        let asked: Vec<_> = nodes.into_iter().map(|node| (self.question(&node), node)).collect();
+        let asked: Vec<_> =
+            nodes.into_iter().map(|(node, after)| (self.question(&node, after), node)).collect();
         let told =
             asked.into_iter().map(async |(answer, node)| (node, answer.await.map(|told| told.measured)));
         futures::future::join_all(told).await.into_iter().collect()
@@ -83,12 +98,16 @@ impl Inner {
         known.retain(|node, _| self.storage.get(kind.key("", node).as_str()).is_some());
     }
 
-    fn question(self: &Arc<Self>, node: &str) -> Shared<BoxFuture<'static, Result<Told>>> {
+    fn question(
+        self: &Arc<Self>,
+        node: &str,
+        after: Option<Timestamp>,
+    ) -> Shared<BoxFuture<'static, Result<Told>>> {
         let mut known = self.meter.nodes.lock().unwrap_or_else(PoisonError::into_inner);
         let before = match known.get(node) {
             Some(known) => match known.answer.peek() {
                 None => return known.answer.clone(),
-                Some(Ok(told)) if told.seen.at.elapsed() < FRESH => return known.answer.clone(),
+                Some(Ok(told)) if told.seen.serves(after) => return known.answer.clone(),
                 Some(Ok(told)) => Some(told.seen.clone()),
                 Some(Err(_)) if known.begun.elapsed() < AGAIN => return known.answer.clone(),
                 Some(Err(_)) => known.before.clone(),
@@ -137,6 +156,6 @@ impl Inner {
         };
         let asked = tokio::time::timeout(PATIENCE, ask).await;
         let look = asked.unwrap_or_else(|_| Err(unclear(&"it does not answer in time")))?;
-        Ok(Seen { at: Instant::now(), look: Arc::new(look) })
+        Ok(Seen { at: Instant::now(), time: Timestamp::now(), look: Arc::new(look) })
     }
 }

@@ -3,16 +3,18 @@
 //! Nothing is scraped while nobody asks. A question goes to the servers of the nodes that it is about ([`Meter`]); what they
 //! tell of a moment is a look ([`look`]), and usage is made of two ([`measure`]). The look before is kept, so that in a cluster
 //! where somebody watches, an answer comes at once and the rate spans the time between the questions. The first question
-//! after a quiet while takes a second: a node is then looked at twice, a second apart.
+//! after a quiet while takes a second: a node is then looked at twice, a second apart. An answer is kept for a while, but
+//! not for those who ask about a container that began since.
 
 mod look;
 mod measure;
 mod meter;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use http::Response;
+use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use wharf_kit::quantity::Quantity;
@@ -57,8 +59,12 @@ impl Call {
         if !name.is_empty() && things.is_empty() {
             return Err(self.not_found());
         }
-        let nodes = things.iter().map(|thing| thing.node(of).to_owned()).filter(|node| !node.is_empty());
-        let nodes: BTreeSet<String> = nodes.collect();
+        // What began since a node was looked at is not in that look.
+        let mut nodes: BTreeMap<String, Option<Timestamp>> = BTreeMap::new();
+        for thing in things.iter().filter(|thing| !thing.node(of).is_empty()) {
+            let newest = nodes.entry(thing.node(of).to_owned()).or_default();
+            *newest = thing.status.began().max(*newest);
+        }
         let answers = self.server.ask_usage(nodes).await;
         let mut found = Vec::with_capacity(things.len());
         for thing in &things {
@@ -164,7 +170,7 @@ struct Thing {
     #[serde(default)]
     spec: Spec,
     #[serde(default)]
-    status: Phase,
+    status: Observed,
 }
 
 #[derive(Deserialize)]
@@ -185,9 +191,36 @@ struct Spec {
 }
 
 #[derive(Default, Deserialize)]
-struct Phase {
+#[serde(rename_all = "camelCase")]
+struct Observed {
     #[serde(default)]
     phase: String,
+    #[serde(default)]
+    container_statuses: Vec<ContainerStatus>,
+}
+
+#[derive(Deserialize)]
+struct ContainerStatus {
+    #[serde(default)]
+    state: State,
+}
+
+#[derive(Default, Deserialize)]
+struct State {
+    running: Option<Running>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Running {
+    started_at: Option<Timestamp>,
+}
+
+impl Observed {
+    /// When the newest of its containers that run was started.
+    fn began(&self) -> Option<Timestamp> {
+        self.container_statuses.iter().filter_map(|one| one.state.running.as_ref()?.started_at).max()
+    }
 }
 
 impl Thing {

@@ -167,6 +167,20 @@ async fn usage_is_measured_when_it_is_asked_for_and_then_kept_for_a_while() {
     }
     assert_eq!(call(&admin, "DELETE", &format!("{METRICS}/nodes/n1"), Value::Null).await.0, 405);
 
+    // A container that began since is not in the answer that was kept.
+    let began = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(60);
+    let running = json!({"name": "c", "image": "i", "imageID": "", "ready": true, "restartCount": 0, "state": {"running": {"startedAt": began}}});
+    let status = json!({"status": {"containerStatuses": [running]}}).to_string();
+    let path = format!("{PODS}/a/status");
+    assert_eq!(call_as(&admin, "PATCH", &path, "application/merge-patch+json", status).await.0, 200);
+    let ask = || async {
+        assert_eq!(names(&get(&admin, &format!("{METRICS}/pods")).await.1), ["a"]);
+        node.questions.load(Ordering::Relaxed)
+    };
+    eventually(ask, |questions| *questions == 3).await;
+    get(&admin, &format!("{METRICS}/nodes")).await;
+    assert_eq!(node.questions.load(Ordering::Relaxed), 3, "who asks about the node takes what is kept");
+
     let table = Request::get(format!("{METRICS}/namespaces/default/pods"))
         .header("accept", "application/json;as=Table;v=v1;g=meta.k8s.io");
     let table = send(&admin, table.body(Vec::new()).unwrap()).await;
