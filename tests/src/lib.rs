@@ -4,6 +4,8 @@
 //! and purged when it is dropped. Tests that can share one take a [`Space`], a namespace in it. Both speak through `wctl`
 //! ([`Said`] is what it said) or as any Kubernetes client would ([`Cluster::client`]).
 //!
+//! A [`Server`] is the control plane alone, in a process of its own.
+//!
 //! The node is in its own network namespace, so pods are reached through a [`Forward`], or by sockets made in that
 //! namespace ([`Node`]). [`processes`] tells what runs, [`Census`] what the machine holds.
 //!
@@ -18,6 +20,7 @@ pub mod manifest;
 mod optional;
 mod presence;
 mod process;
+mod server;
 mod space;
 mod wait;
 mod wctl;
@@ -27,6 +30,7 @@ pub use cluster::Cluster;
 pub use http::{Forward, Node, Stream, get};
 pub use optional::{only_test, take_tour};
 pub use process::{Kind, Process, processes};
+pub use server::{Server, wharf};
 pub use space::Space;
 pub use wait::{PATIENCE, eventually, eventually_async};
 pub use wctl::Said;

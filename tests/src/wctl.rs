@@ -1,4 +1,5 @@
 use std::io::Write as _;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -19,7 +20,8 @@ impl Said {
     /// Runs a program to its end with `stdin` as its standard input.
     pub(crate) fn by(command: &mut Command, stdin: &[u8]) -> Self {
         let words: Vec<_> = command.get_args().map(|word| word.to_string_lossy().into_owned()).collect();
-        let line = format!("wctl {}", words.join(" "));
+        let program = Path::new(command.get_program()).file_name().unwrap_or_default();
+        let line = format!("{} {}", program.to_string_lossy(), words.join(" "));
         let began = Instant::now();
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("it starts");

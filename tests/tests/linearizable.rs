@@ -2,9 +2,7 @@
 //! acknowledged write is lost, and watches tell what happened and nothing else.
 
 use std::collections::BTreeMap;
-use std::net::TcpListener;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -12,12 +10,11 @@ use std::time::{Duration, Instant};
 use futures::{StreamExt as _, TryStreamExt as _};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{Api, DeleteParams, ListParams, PostParams, WatchEvent, WatchParams};
-use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde_json::json;
 use tokio::task::JoinSet;
 use wharf_store::testing::Members;
 use wharf_tests::history::{Answer, Ask, Operation, Seen, check_watches, linearizable};
-use wharf_tests::{assets, eventually_async};
+use wharf_tests::{Server, eventually_async};
 
 /// Clients, keys and operations of each client: some 10 s of work with the kills between.
 const CLIENTS: u64 = 5;
@@ -30,70 +27,6 @@ const BETWEEN: u64 = CLIENTS * OPERATIONS as u64 / (KILLS as u64 + 1);
 const LIMIT: Duration = Duration::from_secs(10);
 /// The object that is written when all is done, for watches to end at.
 const LAST: &str = "last";
-
-/// A `wharf server` in a process of its own, on 127.0.0.1.
-struct Server {
-    root: PathBuf,
-    store: String,
-    port: u16,
-    process: Option<Child>,
-}
-
-impl Server {
-    fn start(root: &Path, store: &str) -> Self {
-        let port =
-            TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port").port();
-        let mut server = Self { root: root.to_owned(), store: store.to_owned(), port, process: None };
-        server.revive();
-        server
-    }
-
-    fn revive(&mut self) {
-        let log =
-            std::fs::File::options().create(true).append(true).open(self.root.join("log")).expect("a log");
-        let at = format!("127.0.0.1:{}", self.port);
-        let command = Command::new("setpriv")
-            .args(["--pdeathsig", "KILL"])
-            .arg(assets::wharf())
-            .arg("server")
-            .arg("--root")
-            .arg(self.root.join("server"))
-            .args(["--store", &self.store, "--listen", &at, "--san", "127.0.0.1"])
-            .args(["--public-url", &format!("https://{at}")])
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn();
-        self.process = Some(command.expect("wharf starts"));
-    }
-
-    /// `kill -9`.
-    fn kill(&mut self) {
-        if let Some(mut process) = self.process.take() {
-            process.kill().expect("kill");
-            process.wait().expect("wait");
-        }
-    }
-
-    /// A client, once the server answers.
-    async fn client(&self) -> kube::Client {
-        let path = self.root.join("server/admin.kubeconfig");
-        let client = eventually_async("the server answers", async || {
-            let config = Kubeconfig::read_from(&path).map_err(|error| error.to_string())?;
-            let config = kube::Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await;
-            let client = kube::Client::try_from(config.map_err(|error| error.to_string())?);
-            let client = client.map_err(|error| error.to_string())?;
-            client.apiserver_version().await.map_err(|error| error.to_string())?;
-            Ok(client)
-        });
-        client.await
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.kill();
-    }
-}
 
 /// What all clients share.
 struct Work {
@@ -255,7 +188,7 @@ async fn watch(maps: Api<ConfigMap>, start: u64, over: Arc<AtomicBool>) -> Vec<S
 
 /// Plays with a server over `store`; `fault` is what else fails at each kill of the server.
 async fn play(root: &Path, store: &str, mut fault: impl FnMut(usize)) {
-    let mut server = Server::start(root, store);
+    let mut server = Server::start(root, &["--store", store]);
     let client = server.client().await;
     let maps: Api<ConfigMap> = Api::namespaced(client, "default");
     eventually_async("the namespace is there", async || {

@@ -19,6 +19,7 @@
 //! Compaction is etcd's own and concerns the whole of it, as Kubernetes' does. Servers tell each other by
 //! the key `oldest` how far it has come.
 
+mod fill;
 mod layout;
 mod members;
 mod tail;
@@ -31,7 +32,9 @@ use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, Txn, TxnOp, TxnOpRes
 use futures::stream::BoxStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use crate::copy::CopyError;
 use crate::{Entry, Error, Event, Expect, Key, Page, Revision, Store, Write};
+pub use fill::EtcdSink;
 use layout::{Layout, Meta, Origin};
 pub use members::{Config, Tls, User};
 use members::{Failure, Members, Repeat};
@@ -66,9 +69,28 @@ impl Etcd {
         let layout = Layout::new(&config.prefix);
         let members = Arc::new(Members::new(config));
         let origin = find_origin(&members, &layout).await.map_err(|failure| failure.on("open it"))?;
+        Ok(Self::on(members, layout, origin))
+    }
+
+    /// Opens the store at the prefix that `config` names, which is there.
+    ///
+    /// # Errors
+    /// [`CopyError::Missing`] if it is not, and those of [`Etcd::open`].
+    pub async fn open_existing(config: Config) -> Result<Self, CopyError> {
+        let layout = Layout::new(&config.prefix);
+        let place = fill::place(&config);
+        let members = Arc::new(Members::new(config));
+        let asked = Txn::new().and_then([TxnOp::get(layout.origin(), None)]);
+        let found = members.txn(Repeat::Freely, asked).await.map_err(|failure| failure.on("open it"))?;
+        let found = first(&found.op_responses(), 0).ok_or(CopyError::Missing { place })?;
+        let origin = Origin::of(&found).map_err(|failure| failure.on("open it"))?;
+        Ok(Self::on(members, layout, origin))
+    }
+
+    fn on(members: Arc<Members>, layout: Layout, origin: Origin) -> Self {
         let stop = CancellationToken::new();
         let guard = stop.clone().drop_guard();
-        Ok(Self { members, layout, origin, stop, _guard: guard })
+        Self { members, layout, origin, stop, _guard: guard }
     }
 
     /// Ends the engine: watches end with [`Error::Closed`].
@@ -290,7 +312,7 @@ async fn find_origin(members: &Members, layout: &Layout) -> Result<Origin, Failu
     }
     let found =
         first(&done.op_responses(), 0).ok_or_else(|| Failure::strange("etcd has no origin to show"))?;
-    Ok(Origin { at: found.mod_revision(), floor: layout::number(&found)? })
+    Origin::of(&found)
 }
 
 /// The first key that the `nth` answer has, if that was a read.
@@ -320,6 +342,5 @@ fn unexpected(action: &'static str) -> Error {
 }
 
 fn replaced() -> Error {
-    Failure::strange("the store was restored from elsewhere meanwhile; start the server again")
-        .on("write; nothing was changed")
+    Failure::strange("another store took its place meanwhile; start the server again").on("go on")
 }

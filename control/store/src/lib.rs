@@ -2,7 +2,8 @@
 //!
 //! [`Store`] is the contract; [`Redb`] is the embedded engine, [`Etcd`] the one for several servers over one
 //! store; `testing::contract` is the suite that both pass. [`Cache`] stands before a store and serves reads, lists and watches from memory;
-//! [`compactor`] forgets history that is older than anyone needs.
+//! [`compactor`] forgets history that is older than anyone needs. [`copy()`] takes a whole store to a file,
+//! or to another engine.
 //!
 //! Three tasks live here, each with one way in and one way out:
 //! - the *writer* thread of [`Redb`]: takes writes from a bounded queue, commits those that wait together in
@@ -15,7 +16,9 @@
 
 mod cache;
 mod compact;
+mod copy;
 mod etcd;
+mod folder;
 mod redb;
 mod span;
 #[cfg(feature = "testing")]
@@ -31,8 +34,9 @@ use futures::stream::BoxStream;
 
 pub use cache::{Cache, CacheEvent, Object, Snapshot, Watcher};
 pub use compact::compactor;
-pub use etcd::{Config as EtcdConfig, Etcd, Tls as EtcdTls, User as EtcdUser};
-pub use redb::Redb;
+pub use copy::{Copied, CopyError, Moment, Sink, SnapshotReader, SnapshotWriter, Source, copy};
+pub use etcd::{Config as EtcdConfig, Etcd, EtcdSink, Tls as EtcdTls, User as EtcdUser};
+pub use redb::{Redb, RedbSink};
 
 /// A point in the store's history. Each operation has its own; the first write is 1. Kubernetes calls it
 /// resourceVersion. An empty store is at 0.

@@ -23,6 +23,7 @@
 //! a repair leaves no such note.
 
 mod disk;
+mod fill;
 mod prompt;
 mod schema;
 mod tail;
@@ -37,8 +38,10 @@ use ::redb::ReadTransaction;
 use futures::stream::BoxStream;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
+use crate::copy::CopyError;
 use crate::{Entry, Error, Event, Key, Page, Revision, Store, Write};
 use disk::{Disk, Failed};
+pub use fill::RedbSink;
 use tail::Tail;
 use writer::{Command, Published, Writer};
 
@@ -77,6 +80,18 @@ impl Redb {
     /// [`Error::Engine`] if the file cannot be opened, is not a store, or is open in another process.
     pub async fn open(path: impl Into<PathBuf>) -> Result<Self, Error> {
         Self::start(disk::file(path.into()), QUIET).await
+    }
+
+    /// Opens the store in the file at `path`, which is there.
+    ///
+    /// # Errors
+    /// [`CopyError::Missing`] if it is not, and those of [`Redb::open`].
+    pub async fn open_existing(path: impl Into<PathBuf>) -> Result<Self, CopyError> {
+        let path = path.into();
+        if !path.exists() {
+            return Err(CopyError::Missing { place: format!("at {}", path.display()) });
+        }
+        Ok(Self::open(path).await?)
     }
 
     /// Opens the store on whatever `disk` gives; it is asked again after each failed disk call. The file is

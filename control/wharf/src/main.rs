@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `wharf server` | API server, scheduler, controllers; with `--with-node` the node agent too |
 //! | `wharf node` | the node agent of a further node |
+//! | `wharf store` | none: copies the objects of a cluster to a file, from it, or to another engine |
 //! | `wharf shim` | the CRI runtime of a node |
 //! | `wharf keeper` | starts and restarts the others in a development cluster |
 //! | `wharf zygote`, `wasm-host`, `compile` | what the shim re-executes this program as; not for people |
@@ -39,6 +40,8 @@ enum Command {
     Server(Box<server::Options>),
     /// Run the agent of a node that is not the server's
     Node(node::Options),
+    /// Copy the store of a cluster: snapshot, restore, migrate
+    Store(store::tool::Options),
     /// Run the CRI runtime of a node
     Shim(shim::Options),
     /// Keep the processes of a development cluster (`wctl up` starts this)
@@ -61,6 +64,7 @@ fn main() -> ExitCode {
     let done = match command {
         Command::Server(options) => run(server::run(*options)),
         Command::Node(options) => run(node::run(options)),
+        Command::Store(options) => run(store::tool::run(options)),
         Command::Shim(options) => run(shim::run(options)),
         Command::Keeper(options) => keeper::run(options),
     };

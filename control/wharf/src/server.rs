@@ -32,10 +32,18 @@ const HISTORY: Duration = Duration::from_secs(5 * 60);
 /// Kubernetes' default.
 pub const NODE_GRACE: &str = "40s";
 
+/// Where a server keeps what is its own, unless it is told.
+pub const ROOT: &str = "/var/lib/wharf/server";
+
+/// The store of a server that names no other.
+pub fn store_file(root: &Path) -> PathBuf {
+    root.join("store.redb")
+}
+
 #[derive(Args)]
 pub struct Options {
     /// Directory for the store, certificates and the registry
-    #[arg(long, default_value = "/var/lib/wharf/server")]
+    #[arg(long, default_value = ROOT)]
     root: PathBuf,
     /// Where objects are kept: redb (a file under --root), redb:FILE, or etcd://HOST:PORT[,HOST:PORT...][/PREFIX]
     #[arg(long, default_value = "redb")]
@@ -73,7 +81,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let listener =
         TcpListener::bind(options.listen).await.with_context(|| format!("listen on {}", options.listen))?;
     let listeners = [Some(listener), options.listen_fd.map(inherited_listener).transpose()?];
-    let api = match options.store.open(&options.root.join("store.redb"), &options.etcd).await? {
+    let api = match options.store.open(&store_file(&options.root), &options.etcd).await? {
         Opened::Redb(store) => start_api(&options, &pki, store, &stop).await?,
         Opened::Etcd(store) => start_api(&options, &pki, store, &stop).await?,
     };

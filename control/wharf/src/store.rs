@@ -1,5 +1,7 @@
 //! Where objects are kept: the options that say so, and the engine that they name.
 
+pub mod tool;
+
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use etcd_client::{Compare, CompareOp, KeyValue, TxnOp, TxnOpResponse, TxnResponse};
 
 use super::members::Failure;
-use super::{first, header_revision};
+use super::{fill, first, header_revision};
 use crate::span::Span;
 use crate::{Error, Key, Revision};
 
@@ -102,7 +102,12 @@ impl Layout {
 
     /// Holds while the store is the one that was opened.
     pub(super) fn is_origin(&self, origin: Origin) -> Compare {
-        Compare::mod_revision(self.origin(), CompareOp::Equal, origin.at)
+        self.is_origin_at(origin.at)
+    }
+
+    /// Holds while nobody put the origin since etcd's revision `at`.
+    pub(super) fn is_origin_at(&self, at: i64) -> Compare {
+        Compare::mod_revision(self.origin(), CompareOp::Equal, at)
     }
 
     /// Asks for what [`Meta::of`] reads.
@@ -112,6 +117,16 @@ impl Layout {
 }
 
 impl Origin {
+    /// The origin that the key tells.
+    pub(super) fn of(found: &KeyValue) -> Result<Self, Failure> {
+        if fill::unfinished(found).is_some() {
+            return Err(Failure::strange(
+                "a copy into it was not finished; copy again, and let it replace what is there",
+            ));
+        }
+        Ok(Self { at: found.mod_revision(), floor: number(found)? })
+    }
+
     /// What etcd's revision is to us.
     pub(super) fn ours(self, theirs: i64) -> Revision {
         Revision(self.floor.0.saturating_add_signed(theirs - self.at))
@@ -133,7 +148,7 @@ impl Meta {
     ) -> Result<Self, Failure> {
         if first(answers, 0).is_none_or(|found| found.mod_revision() != origin.at) {
             return Err(Failure::strange(
-                "the store was removed or restored from elsewhere; start the server again",
+                "the store was removed or another took its place; start the server again",
             ));
         }
         let (head, oldest) = (first(answers, 1), first(answers, 2));

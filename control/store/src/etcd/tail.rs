@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::layout::{Layout, Origin};
 use super::members::{Failure, judge};
+use super::replaced;
 use crate::{Error, Event, Revision};
 
 const ACTION: &str = "watch";
@@ -80,6 +81,11 @@ impl Tail {
         }
         for event in told.events() {
             let Some(kv) = event.kv() else { continue };
+            if event.event_type() == EventType::Delete && kv.key() == self.place.layout.head() {
+                // A copy takes the place of the store. The objects that go after `head` were not deleted by
+                // anybody, and are told to nobody.
+                return Err(replaced());
+            }
             let revision = self.place.origin.ours(kv.mod_revision());
             let previous = event.prev_kv();
             // What a change made anew has nothing before it; of any other, etcd leaves it out only where

@@ -1,6 +1,6 @@
 //! The open database, and how it is opened again.
 
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,7 +14,7 @@ use ::redb::{
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use tracing::info;
 
-use crate::{Error, Revision};
+use crate::{Error, Revision, folder};
 
 /// redb's page cache. Small: the API server's reads are served from the watch cache before it, and the
 /// kernel's page cache lies behind it.
@@ -141,10 +141,19 @@ pub(super) fn file(path: PathBuf) -> Open {
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("{}: {cause}", path.display())]
+#[error("{}: {}", path.display(), said(cause))]
 struct AtPath {
     path: PathBuf,
     cause: DatabaseError,
+}
+
+fn said(cause: &DatabaseError) -> String {
+    match cause {
+        DatabaseError::DatabaseAlreadyOpen => {
+            "it is already open in another process, such as a running server; stop that first".to_owned()
+        }
+        other => other.to_string(),
+    }
 }
 
 fn open_file(path: &Path, again: bool) -> Result<Database, DatabaseError> {
@@ -163,9 +172,7 @@ fn open_file(path: &Path, again: bool) -> Result<Database, DatabaseError> {
             file.set_len(0)?; // what a crash may have left
             let database = settings().create_with_backend(FileBackend::new(file)?)?;
             std::fs::rename(&unfinished, path)?;
-            let folder =
-                path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            File::open(folder)?.sync_all()?; // the file is durable only when its name is
+            folder::sync(path)?;
             return Ok(database);
         }
     }
@@ -197,4 +204,4 @@ macro_rules! broken {
         }
     )*};
 }
-broken!(StorageError, TableError, TransactionError, CommitError);
+broken!(StorageError, TableError, TransactionError, CommitError, DatabaseError, std::io::Error);

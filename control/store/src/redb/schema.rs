@@ -39,9 +39,7 @@ pub(super) fn prepare(disk: &Disk) -> Result<Span, Failed> {
     let fresh = disk.read(|txn| Ok(txn.list_tables()?.next().is_none())).1?;
     if fresh {
         let txn = disk.begin_write()?;
-        txn.open_table(VERSIONS)?;
-        txn.open_table(LOG)?;
-        txn.open_table(META)?.insert(FORMAT, FORMAT_NOW)?;
+        make(&txn)?;
         txn.commit()?;
     }
     disk.read(|txn| {
@@ -53,6 +51,14 @@ pub(super) fn prepare(disk: &Disk) -> Result<Span, Failed> {
         span(txn)
     })
     .1
+}
+
+/// Makes the tables.
+pub(super) fn make(txn: &WriteTransaction) -> Result<(), Failed> {
+    txn.open_table(VERSIONS)?;
+    txn.open_table(LOG)?;
+    txn.open_table(META)?.insert(FORMAT, FORMAT_NOW)?;
+    Ok(())
 }
 
 pub(super) fn span(txn: &ReadTransaction) -> Result<Span, Failed> {

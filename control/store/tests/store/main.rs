@@ -2,6 +2,7 @@
 
 mod cache;
 mod compaction;
+mod copy;
 mod disk;
 mod etcd;
 mod kill;
