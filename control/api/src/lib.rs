@@ -34,6 +34,7 @@ mod object;
 mod openapi;
 pub mod protobuf;
 mod proxy;
+mod quota;
 mod represent;
 mod request;
 mod reviews;

@@ -25,6 +25,7 @@ use crate::authz::{self, Action, Attributes, Authorizer, node::NodeAuthorizer};
 use crate::encode;
 use crate::kinds::{Kind, Kinds, Subresource};
 use crate::metrics::{Labels, Metrics};
+use crate::quota::Charges;
 use crate::represent::{self, Form, Offer, json_response, typed_response};
 use crate::request::{Query, ResourcePath, Verb};
 use crate::schema::Validation;
@@ -53,6 +54,7 @@ pub struct Inner {
     pub jwks_uri: String,
     pub authorizers: Vec<Arc<dyn Authorizer>>,
     pub admission_off: BTreeSet<String>,
+    pub charges: Charges,
     pub metrics: Metrics,
     pub kubelet: Option<tokio_rustls::TlsConnector>,
     /// What the nodes told of usage.
@@ -121,6 +123,7 @@ impl Inner {
             authorizers: vec![Arc::new(authz::Masters), node, rbac.clone()],
             rbac,
             admission_off: config.disabled_admission,
+            charges: Charges::default(),
             metrics: Metrics::default(),
             kubelet: config.kubelet_client.map(tokio_rustls::TlsConnector::from),
             meter: Meter::default(),

@@ -5,6 +5,7 @@
 //! | [`identity`] | the CA, server and client certificates, rustls configurations, who a peer is | API server, node agent, `wctl`, joining |
 //! | [`quantity`] | Kubernetes quantities: parse, print, add, compare | admission, scheduler, node agent |
 //! | [`resources`] | resource lists: names, sums, what a pod needs | admission, controllers |
+//! | [`quota`] | what ResourceQuotas count, and whether one can be charged | API server, controllers |
 //! | [`selector`] | label and field selectors: parse with Kubernetes' own error texts, match | API server, scheduler, controllers |
 //! | [`placement`] | taints and tolerations, node selectors and node affinity: what matches what | scheduler, controllers |
 //! | [`api`] | untyped verbs (create, patch, delete, …) over [`kube::Client`] that decode into narrow types | controllers, scheduler |
@@ -52,6 +53,7 @@ pub mod log;
 pub mod placement;
 pub mod quantity;
 pub mod queue;
+pub mod quota;
 pub mod reconcile;
 pub mod renew;
 pub mod resources;

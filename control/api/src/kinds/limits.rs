@@ -10,7 +10,7 @@ use wharf_kit::selector::qualified_name_problem;
 use super::{Strategy, resource_names};
 use crate::object::{entries, list, text};
 use crate::status::FieldError;
-use crate::validate::{immutable, qualified_name, quantity};
+use crate::validate::{immutable, quantity};
 
 pub struct ResourceQuota;
 
@@ -25,21 +25,17 @@ pub const SCOPES: &[&str] = &[
 
 impl Strategy for ResourceQuota {
     fn validate(&self, new: &Value, errors: &mut Vec<FieldError>) {
-        for (name, amount) in entries(new, "/spec/hard") {
-            let field = format!("spec.hard[{name}]");
-            if let Some(name) = name.strip_prefix("count/").filter(|name| name.is_empty()) {
-                errors.push(FieldError::invalid(&field, name, "must name a resource: count/RESOURCE.GROUP"));
-            }
-            let bare = name.trim_start_matches("requests.").trim_start_matches("limits.");
-            if !name.starts_with("count/") {
-                qualified_name(bare, &field, errors);
-            }
-            quantity(amount, &field, errors);
-        }
+        hard(new, "/spec/hard", "spec.hard", errors);
+        let limited: Vec<&str> = entries(new, "/spec/hard").map(|(name, _)| name).collect();
         let mut seen = BTreeSet::new();
         for scope in list(new, "/spec/scopes").iter().filter_map(Value::as_str) {
+            let whole = || new["spec"]["scopes"].clone();
             if !SCOPES.contains(&scope) {
-                errors.push(FieldError::invalid("spec.scopes", scope, "unsupported scope"));
+                errors.push(FieldError::invalid("spec.scopes", whole(), "unsupported scope"));
+            }
+            for _ in limited.iter().filter(|name| !resource_names::has_scope(name, scope)) {
+                let why = "unsupported scope applied to resource";
+                errors.push(FieldError::invalid("spec.scopes", whole(), why));
             }
             seen.insert(scope);
         }
@@ -58,6 +54,10 @@ impl Strategy for ResourceQuota {
             let valued = matches!(operator, "In" | "NotIn");
             if !SCOPES.contains(&scope) {
                 errors.push(FieldError::invalid(format!("{at}.scopeName"), scope, "unsupported scope"));
+            }
+            for _ in limited.iter().filter(|name| !resource_names::has_scope(name, scope)) {
+                let why = "unsupported scope applied to resource";
+                errors.push(FieldError::invalid(&at, new["spec"]["scopeSelector"].clone(), why));
             }
             if !matches!(operator, "In" | "NotIn" | "Exists" | "DoesNotExist") {
                 errors.push(FieldError::invalid(
@@ -82,6 +82,23 @@ impl Strategy for ResourceQuota {
 
     fn validate_update(&self, new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
         immutable(new, old, "/spec/scopes", "spec.scopes", errors);
+    }
+
+    fn validate_status(&self, new: &Value, _old: &Value, errors: &mut Vec<FieldError>) {
+        hard(new, "/status/hard", "status.hard", errors);
+        hard(new, "/status/used", "status.used", errors);
+    }
+}
+
+/// The amounts of what a quota limits.
+fn hard(quota: &Value, pointer: &str, field: &str, errors: &mut Vec<FieldError>) {
+    for (name, amount) in entries(quota, pointer) {
+        let field = format!("{field}[{name}]");
+        resource_names::of_quota(name, &field, errors);
+        let amount = quantity(amount, &field, errors);
+        if let Some(amount) = amount.filter(|amount| resource_names::is_whole(name) && !amount.is_integer()) {
+            errors.push(FieldError::invalid(field, amount.to_string(), "must be an integer"));
+        }
     }
 }
 

@@ -204,6 +204,10 @@ impl Kind {
         self.ty.expect("`Kinds::new` refuses kinds without a schema")
     }
 
+    pub fn is(&self, group: &str, plural: &str) -> bool {
+        self.group == group && self.plural == plural
+    }
+
     pub fn has(&self, subresource: Subresource) -> bool {
         self.subresources.contains(&subresource)
     }

@@ -55,3 +55,33 @@ pub fn of_container(name: &str, field: &str, errors: &mut Vec<FieldError>) {
         errors.push(FieldError::invalid(field, name, "doesn't follow extended resource name standard"));
     }
 }
+
+/// What quotas limit.
+pub fn of_quota(name: &str, field: &str, errors: &mut Vec<FieldError>) {
+    any(name, field, errors);
+    if !name.contains('/') && !is_of_quota(name) {
+        errors.push(FieldError::invalid(field, name, "must be a standard resource for quota"));
+    }
+}
+
+/// Whether there are no fractions of it.
+pub fn is_whole(name: &str) -> bool {
+    let counted = OF_QUOTAS.contains(&name) && !name.starts_with("limits.") && !name.starts_with("requests.");
+    counted || is_extended(name)
+}
+
+/// Whether a quota with this scope may limit it; what has a domain always may be.
+pub fn has_scope(name: &str, scope: &str) -> bool {
+    let computed =
+        matches!(name.trim_start_matches("requests.").trim_start_matches("limits."), "cpu" | "memory");
+    match scope {
+        _ if !is_of_quota(name) => true,
+        "BestEffort" => name == "pods",
+        "CrossNamespacePodAffinity"
+        | "NotBestEffort"
+        | "NotTerminating"
+        | "PriorityClass"
+        | "Terminating" => name == "pods" || computed,
+        _ => true,
+    }
+}

@@ -165,15 +165,17 @@ impl Call {
             let new = self.prepare_new(object.clone(), options, track)?;
             let key = self.kind.key(&self.path.namespace, object::name(&new));
             let value = encode::stored(&new);
-            let taken = if options.dry_run {
-                self.storage().get(key.as_str()).is_some()
-            } else {
-                match self.storage().write(Write::create(key, value.clone())).await {
+            let mut taken = self.storage().get(key.as_str()).is_some();
+            if !taken {
+                self.charge(&new, None, options.dry_run).await?;
+            }
+            if !taken && !options.dry_run {
+                taken = match self.storage().write(Write::create(key, value.clone())).await {
                     Ok(revision) => return Ok(Written { value, revision, created: true }),
                     Err(StoreError::Conflict { .. }) => true,
                     Err(error) => return Err(store_failed(error)),
-                }
-            };
+                };
+            }
             if !taken {
                 return Ok(Written { value, revision: Revision(0), created: true });
             }
@@ -285,6 +287,7 @@ impl Call {
         make: impl Fn(Option<&Value>, &mut Vec<String>) -> Result<Value>,
     ) -> Result<Written> {
         let key = self.key();
+        let mut charged = false;
         for _ in 0..WRITE_ATTEMPTS {
             let Some(stored) = self.storage().get(key.as_str()) else {
                 if let Missing::NotFound = change.missing {
@@ -326,6 +329,11 @@ impl Call {
                 self.warnings.append(&mut warnings);
                 let (value, revision) = (stored.value.clone(), stored.revision);
                 return Ok(Written { value, revision, created: false });
+            }
+            // Of all objects a Service alone can come to use more.
+            if !charged && change.subresource.is_none() && self.kind.is("", "services") {
+                self.charge(&new, Some(&old), change.options.dry_run).await?;
+                charged = true;
             }
             let value = encode::stored(&new);
             let gone = terminating(&new)

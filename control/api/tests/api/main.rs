@@ -14,6 +14,7 @@ mod openapi;
 mod patches;
 mod pods;
 mod protobuf;
+mod quotas;
 mod recordings;
 mod reviews;
 mod service_accounts;

@@ -10,7 +10,7 @@ use crate::harness::{Lines, call, get};
 
 const MAPS: &str = "/api/v1/namespaces/default/configmaps";
 
-struct Pair {
+pub struct Pair {
     servers: [ApiServer; 2],
     _members: Members,
     _folder: tempfile::TempDir,
@@ -18,7 +18,7 @@ struct Pair {
 
 impl Pair {
     /// Both begin at the same moment on an empty store.
-    async fn start() -> Self {
+    pub async fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let members = Members::start(folder.path(), 1);
         let server = async || {
@@ -29,7 +29,7 @@ impl Pair {
         Self { servers: [one, two], _members: members, _folder: folder }
     }
 
-    fn clients(&self) -> [kube::Client; 2] {
+    pub fn clients(&self) -> [kube::Client; 2] {
         self.servers.each_ref().map(|server| server.client(UserInfo::admin()))
     }
 }
