@@ -13,6 +13,7 @@
 //! | [`statefulset`] | StatefulSets, their Pods | numbered Pods in their order, rollouts in reverse, history, status |
 //! | [`cronjob`] | CronJobs, their Jobs, the time | a Job at each time of the schedule, and how many ended ones stay |
 //! | [`disruption`] | PodDisruptionBudgets, their Pods | how many pods may be evicted now |
+//! | [`quota`] | ResourceQuotas, what goes of what they count | how much of each quota is used |
 //! | [`garbage`] | every kind that can be owned | deletes what its owners left, foreground and orphan deletion |
 //! | [`namespace`] | Namespaces, what goes in them | empties and finalizes those being deleted |
 //! | [`account`] | Namespaces, default ServiceAccounts | a `default` account in each namespace |
@@ -39,6 +40,7 @@ pub mod namespace;
 pub mod node;
 mod objects;
 mod pods;
+pub mod quota;
 pub mod replicaset;
 pub mod revisions;
 pub mod role;
@@ -116,6 +118,7 @@ const LOOPS: &[(&str, Run)] = &[
     ("statefulset", |context| Box::pin(statefulset::run(context))),
     ("cronjob", |context| Box::pin(cronjob::run(context))),
     ("disruption", |context| Box::pin(disruption::run(context))),
+    ("quota", |context| Box::pin(quota::run(context))),
     ("garbage", |context| Box::pin(garbage::run(context))),
     ("namespace", |context| Box::pin(namespace::run(context))),
     ("account", |context| Box::pin(account::run(context))),

@@ -287,7 +287,13 @@ pub fn rbac() -> Vec<Bootstrap> {
                 rule(ALL, ALL, &["delete", "deletecollection", "patch", "update"]),
                 rule(
                     &[""],
-                    &["namespaces/finalize", "namespaces/status", "nodes/status", "pods/status"],
+                    &[
+                        "namespaces/finalize",
+                        "namespaces/status",
+                        "nodes/status",
+                        "pods/status",
+                        "resourcequotas/status",
+                    ],
                     &["update", "patch"],
                 ),
                 rule(&[""], &["pods", "serviceaccounts", "configmaps", "secrets", "endpoints"], &["create"]),

@@ -1,10 +1,11 @@
-//! PodDisruptionBudgets.
+//! PodDisruptionBudgets and ResourceQuotas.
 
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use serde::Deserialize;
 use wharf_kit::api::Kind;
+use wharf_kit::resources::Amounts;
 use wharf_kit::selector::LabelSelector;
 use wharf_kit::view::{Meta, View, or_default};
 
@@ -42,4 +43,24 @@ pub struct DisruptionStatus {
     pub expected_pods: i32,
     #[serde(deserialize_with = "or_default")]
     pub conditions: Vec<Condition>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct ResourceQuota {
+    pub metadata: Meta,
+    /// As it is: what a quota counts is decided elsewhere.
+    pub spec: serde_json::Value,
+    pub status: QuotaStatus,
+}
+
+view!(ResourceQuota, Kind::core("ResourceQuota", "resourcequotas"));
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct QuotaStatus {
+    #[serde(deserialize_with = "or_default")]
+    pub hard: Amounts,
+    #[serde(deserialize_with = "or_default")]
+    pub used: Amounts,
 }

@@ -8,6 +8,7 @@ mod disruption;
 mod harness;
 mod jobs;
 mod leader;
+mod quotas;
 mod statefulsets;
 
 use std::time::{Duration, Instant};

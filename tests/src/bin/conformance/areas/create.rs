@@ -34,6 +34,7 @@ pub fn rows() -> Vec<Row> {
         run("create token robot --duration=10m --audience=tour").says(&["eyJ"]),
         run("create token nobody").fails().says(&["error: failed to create token: serviceaccounts \"nobody\" not found"]),
         run("create quota few --hard=configmaps=20,pods=10").says(&["resourcequota/few created"]),
+        run("wait --for=jsonpath={.status.hard.pods}=10 quota/few --timeout=60s").says(&["resourcequota/few condition met"]),
         run("describe quota few").says(&["Resource Used Hard", "configmaps * 20", "pods * 10"]),
         run("delete quota few").says(&["resourcequota \"few\" deleted"]),
         run("create priorityclass tour-high --value=1000 --description=tour").says(&["priorityclass.scheduling.k8s.io/tour-high created"]),
