@@ -1,7 +1,7 @@
 //! The API server: Kubernetes' API over the store, for clients on a socket and in this process.
 //!
 //! Enter at [`ApiServer::start`]. The handle is cheap to clone; it gives
-//! - [`ApiServer::serve`]: HTTPS on a listener, HTTP/1.1 with upgrades and HTTP/2, client certificates verified;
+//! - [`ApiServer::serve`]: HTTPS on a listener, HTTP/1.1 with upgrades and HTTP/2;
 //! - [`ApiServer::client`]: a `kube::Client` that calls the same service in this process, as a given user.
 //!
 //! Every request takes one way, in `server`: authentication (`authn`), which kind and verb is meant (`request`),
@@ -20,6 +20,8 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
+
+use wharf_kit::client_ca::ClientCa;
 
 mod admission;
 mod authn;
@@ -74,9 +76,11 @@ pub struct ApiServer {
 
 /// What the server needs besides its store.
 pub struct Config {
-    /// For [`ApiServer::serve`]: certificate, key, and a verifier of optional client certificates. The
-    /// application protocols are set by the server. `None` if it is used in this process only.
+    /// For [`ApiServer::serve`]: certificate, key, and that clients are asked for certificates. The application
+    /// protocols are set by the server. `None` if it is used in this process only.
     pub tls: Option<Arc<rustls::ServerConfig>>,
+    /// Whose certificates tell users. `None`: a client's certificate is never good.
+    pub client_ca: Option<ClientCa>,
     /// How the server speaks to node servers (logs, port-forward): the kubelet client identity, and the cluster's
     /// CA to trust. `None`: those subresources answer 503.
     pub kubelet_client: Option<Arc<rustls::ClientConfig>>,
@@ -103,6 +107,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             tls: None,
+            client_ca: None,
             kubelet_client: None,
             version: format!("v1.36.0+wharf-{}", env!("CARGO_PKG_VERSION")),
             extra: Vec::new(),

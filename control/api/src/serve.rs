@@ -2,15 +2,14 @@
 
 use std::convert::Infallible;
 use std::future::Future;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use http::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -25,6 +24,8 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const HEAD: Duration = Duration::from_secs(30);
 /// Requests in hand at shutdown may take this long.
 const GRACE: Duration = Duration::from_secs(10);
+/// See [`lasts`].
+const MARGIN: Duration = Duration::from_secs(2);
 /// All headers of one request together.
 const HEADERS_MAX: usize = 64 << 10;
 /// A client has as many watches on one connection as it has kinds and namespaces to look at.
@@ -84,7 +85,6 @@ impl ApiServer {
             .max_header_list_size(HEADERS_MAX as u32)
             .max_concurrent_streams(STREAMS_MAX);
         let http = Arc::new(http);
-        let connections = Arc::new(GracefulShutdown::new());
         let address = listener.local_addr().map_err(Error::Listen)?;
         info!(%address, "serving the API");
         let pending = tokio_util::task::TaskTracker::new();
@@ -107,19 +107,11 @@ impl ApiServer {
                 http: http.clone(),
                 stop: stop.clone(),
             };
-            let watcher = connections.watcher();
-            pending.spawn(async move { connection.run(stream, watcher).await });
+            pending.spawn(connection.run(stream));
         }
         drop(listener);
         pending.close();
-        let connections = Arc::into_inner(connections);
-        let ended = async {
-            if let Some(connections) = connections {
-                connections.shutdown().await;
-            }
-            pending.wait().await;
-        };
-        match tokio::time::timeout(GRACE, ended).await {
+        match tokio::time::timeout(GRACE, pending.wait()).await {
             Ok(()) => info!(%address, "the API is no longer served"),
             Err(_) => warn!(%address, "requests were cut off at the end of the grace period"),
         }
@@ -135,7 +127,7 @@ struct Connection {
 }
 
 impl Connection {
-    async fn run(self, stream: TcpStream, watcher: hyper_util::server::graceful::Watcher) {
+    async fn run(self, stream: TcpStream) {
         // Small answers are the rule here, and each is waited for.
         let _ = stream.set_nodelay(true);
         let accepted = tokio::select! {
@@ -147,19 +139,41 @@ impl Connection {
             Ok(Err(error)) => return debug!(%error, "a TLS handshake failed"),
             Err(_) => return debug!("a TLS handshake took too long"),
         };
-        let certificates = stream.get_ref().1.peer_certificates();
-        let certificate =
-            certificates.and_then(|chain| chain.first()).and_then(|first| authn::from_certificate(first));
-        let peer = Peer { certificate: certificate.map(Arc::new) };
-        let (inner, drain) = (self.inner, Drain(self.stop));
+        let shown = stream.get_ref().1.peer_certificates();
+        let certificate = shown.map(|chain| authn::certified(self.inner.client_ca.as_ref(), chain));
+        let last = certificate.as_ref().and_then(|proof| proof.as_ref().ok()).map(|proof| lasts(proof.until));
+        let peer = Peer { certificate };
+        let (inner, drain) = (self.inner, Drain(self.stop.clone()));
         let service = hyper::service::service_fn(move |mut request: Request<hyper::body::Incoming>| {
             let (inner, peer) = (inner.clone(), peer.clone());
             request.extensions_mut().insert(drain.clone());
             async move { Ok::<_, Infallible>(inner.handle(request.map(Body::new), Origin::Peer(peer)).await) }
         });
-        let connection = self.http.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
-        if let Err(error) = watcher.watch(connection).await {
+        let mut connection =
+            pin!(self.http.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned());
+        let proven = async {
+            match last {
+                Some(last) => tokio::time::sleep(last).await,
+                None => std::future::pending().await,
+            }
+        };
+        let ended = tokio::select! {
+            ended = connection.as_mut() => ended,
+            _ = self.stop.run_until_cancelled(proven) => {
+                // Requests in hand are answered; new ones take a new connection, and show a new certificate.
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = ended {
             debug!(error = %error, "a connection ended early");
         }
     }
+}
+
+/// How long a connection takes new requests whose client's certificate ends then: a little less than that, so that no
+/// request of a client that has renewed it meets the end.
+fn lasts(until: SystemTime) -> Duration {
+    let left = until.duration_since(SystemTime::now()).unwrap_or_default();
+    left - MARGIN.min(left / 2)
 }

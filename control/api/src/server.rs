@@ -13,7 +13,8 @@ use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tower::ServiceExt;
-use tracing::{error, warn};
+use tracing::{debug, error, warn};
+use wharf_kit::client_ca::ClientCa;
 use wharf_store::{Cache, Store};
 
 use crate::authn::{
@@ -62,6 +63,7 @@ pub struct Inner {
     /// Cancelled when the last handle is dropped.
     pub stop: CancellationToken,
     pub tls: Option<Arc<rustls::ServerConfig>>,
+    pub client_ca: Option<ClientCa>,
     extra: Vec<(String, Extra)>,
     version: String,
     openapi: openapi::Shared,
@@ -129,6 +131,7 @@ impl Inner {
             meter: Meter::default(),
             stop: stop.clone(),
             tls: config.tls,
+            client_ca: config.client_ca,
             extra: config.extra,
             version: config.version,
             openapi: openapi::Shared::new(),
@@ -274,12 +277,18 @@ impl Inner {
     }
 
     fn authenticate(&self, peer: &Peer, headers: &http::HeaderMap) -> Result<Arc<UserInfo>> {
+        let mut refused = false;
         for authenticator in &self.authenticators {
-            if let Some(user) = authenticator.authenticate(peer, headers)? {
-                return Ok(user);
+            match authenticator.authenticate(peer, headers) {
+                Ok(Some(user)) => return Ok(user),
+                Ok(None) => {}
+                Err(why) => {
+                    debug!(%why, "a credential was refused");
+                    refused = true;
+                }
             }
         }
-        Ok(Arc::new(UserInfo::anonymous()))
+        if refused { Err(Status::unauthorized()) } else { Ok(Arc::new(UserInfo::anonymous())) }
     }
 
     /// Made once, off the threads that serve.

@@ -15,13 +15,13 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
-use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKeyDer};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer as _;
 
+use crate::client_ca::ClientCa;
 use crate::renew::Current;
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -67,6 +67,8 @@ pub enum Error {
     Tls(#[source] rustls::Error),
     #[error("TLS refuses this client CA")]
     ClientCa(#[source] rustls::server::VerifierBuilderError),
+    #[error("the client's certificate proves nothing")]
+    ClientCertificate(#[source] rustls::Error),
     #[error("the peer's certificate cannot be read")]
     Unreadable,
     #[error("the peer's certificate has no common name")]
@@ -398,7 +400,8 @@ impl Pair {
 pub enum ClientAuth<'a> {
     /// Clients show none.
     None,
-    /// A client may show one; if it does, this CA (PEM) must have signed it.
+    /// A client may show one whose key it has. This CA (PEM) says afterwards what it proves
+    /// ([`ClientCa::verify`](crate::client_ca::ClientCa::verify)).
     Optional(&'a str),
     /// A client must show one that this CA (PEM) signed.
     Required(&'a str),
@@ -421,16 +424,10 @@ pub fn renewing_server_config(
 ) -> Result<Arc<ServerConfig>, Error> {
     let builder = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
     let builder = builder.map_err(Error::Tls)?;
-    let verifier =
-        |ca: &str| Ok(WebPkiClientVerifier::builder_with_provider(Arc::new(roots(ca)?), provider()));
     let builder = match clients {
         ClientAuth::None => builder.with_no_client_auth(),
-        ClientAuth::Optional(ca) => builder.with_client_cert_verifier(
-            verifier(ca)?.allow_unauthenticated().build().map_err(Error::ClientCa)?,
-        ),
-        ClientAuth::Required(ca) => {
-            builder.with_client_cert_verifier(verifier(ca)?.build().map_err(Error::ClientCa)?)
-        }
+        ClientAuth::Optional(ca) => builder.with_client_cert_verifier(ClientCa::new(ca)?.asked()),
+        ClientAuth::Required(ca) => builder.with_client_cert_verifier(ClientCa::new(ca)?.required()),
     };
     let mut config = builder.with_cert_resolver(Arc::new(current.clone()));
     config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
@@ -473,11 +470,11 @@ pub fn pem(der: &[u8]) -> String {
     pem::encode(&pem::Pem::new("CERTIFICATE", der))
 }
 
-fn provider() -> Arc<rustls::crypto::CryptoProvider> {
+pub(crate) fn provider() -> Arc<rustls::crypto::CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
-fn roots(ca_pem: &str) -> Result<RootCertStore, Error> {
+pub(crate) fn roots(ca_pem: &str) -> Result<RootCertStore, Error> {
     let mut roots = RootCertStore::empty();
     for cert in certificates(ca_pem)? {
         roots.add(cert).map_err(Error::Tls)?;
@@ -605,8 +602,17 @@ mod tests {
         let anonymous = client_config(ca.cert_pem(), None, ALPN_HTTP).unwrap();
         let foreign = client_config(ca.cert_pem(), Some(&stranger), ALPN_HTTP).unwrap();
         assert_eq!(meet(optional.clone(), anonymous.clone()).await, Ok(None));
-        assert!(meet(required, anonymous).await.is_err());
-        assert!(meet(optional.clone(), foreign).await.is_err());
+        assert!(meet(required.clone(), anonymous).await.is_err());
+        assert!(meet(required, foreign.clone()).await.is_err());
+        assert!(meet(optional.clone(), foreign).await.unwrap().is_some(), "what it proves is asked later");
+        // A certificate without its key is nobody's.
+        let none: [&str; 0] = [];
+        let jane = certified(&ca.client("jane", &none).unwrap()).unwrap();
+        let joe = certified(&ca.client("joe", &none).unwrap()).unwrap();
+        let mut thief = Arc::unwrap_or_clone(client_config(ca.cert_pem(), None, ALPN_HTTP).unwrap());
+        let shown = rustls::sign::CertifiedKey::new(jane.cert, joe.key);
+        thief.client_auth_cert_resolver = Arc::new(rustls::sign::SingleCertAndKey::from(shown));
+        assert!(meet(optional.clone(), Arc::new(thief)).await.is_err());
         let distrusting = client_config(other.cert_pem(), None, ALPN_HTTP).unwrap();
         assert!(meet(optional, distrusting).await.is_err());
     }

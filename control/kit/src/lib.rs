@@ -3,6 +3,7 @@
 //! | module | what it gives | who uses it |
 //! |---|---|---|
 //! | [`identity`] | the CA, server and client certificates, rustls configurations, who a peer is | API server, node agent, `wctl`, joining |
+//! | [`client_ca`] | what a client certificate proves, told after the handshake | API server |
 //! | [`quantity`] | Kubernetes quantities: parse, print, add, compare | admission, scheduler, node agent |
 //! | [`resources`] | resource lists: names, sums, what a pod needs | admission, controllers |
 //! | [`quota`] | what ResourceQuotas count, and whether one can be charged | API server, controllers |
@@ -45,6 +46,7 @@
 //! ```
 
 pub mod api;
+pub mod client_ca;
 pub mod cron;
 pub mod event;
 pub mod identity;

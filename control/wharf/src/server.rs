@@ -16,6 +16,7 @@ use tower::ServiceExt;
 use wharf_api::{ApiServer, TokenIssuer, TokenKeys, UserInfo};
 use wharf_image::registry::{self, Registry};
 use wharf_kit::api::Rest;
+use wharf_kit::client_ca::ClientCa;
 use wharf_kit::identity::{self, Ca, ClientAuth, Pair};
 use wharf_kit::leader::{Candidate, Timing};
 use wharf_kit::view::Key;
@@ -200,6 +201,7 @@ async fn start_api(
             ClientAuth::Optional(pki.ca.cert_pem()),
             &[b"h2", b"http/1.1"],
         )?),
+        client_ca: Some(ClientCa::new(pki.ca.cert_pem())?),
         kubelet_client: Some(identity::renewing_client_config(pki.ca.cert_pem(), &kubelet, &[b"http/1.1"])?),
         service_account_tokens: TokenIssuer { keys, ..TokenIssuer::default() },
         extra: vec![("/v2/".to_owned(), wharf_api::Extra::new(registry))],

@@ -1,19 +1,23 @@
 //! Who sent a request: authenticators are asked in order until one knows.
 //!
-//! - [`ClientCertificates`]: what TLS verified;
+//! - [`ClientCertificates`]: what the peer's certificate proves;
 //! - [`BearerTokens`]: `Authorization: Bearer`, asked of each kind of token in turn: service accounts'
 //!   (`service_account`, signed with `keys`) and bootstrap tokens (`bootstrap_token`).
+//!
+//! The first who knows decides; if none does and one has refused, the request is refused (401).
 //!
 //! Who they find may act as another (`impersonate`).
 //!
 //! All of them decide from memory: keys, and the objects in the watch cache.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use http::{HeaderMap, header};
+use rustls::pki_types::CertificateDer;
+use wharf_kit::client_ca::ClientCa;
 
 use crate::UserInfo;
-use crate::status::{Result, Status};
 
 mod bootstrap_token;
 mod impersonate;
@@ -28,36 +32,50 @@ pub use service_account::ServiceAccountTokens;
 /// What a connection tells of its peer.
 #[derive(Clone, Debug, Default)]
 pub struct Peer {
-    /// The user of a verified client certificate.
-    pub certificate: Option<Arc<UserInfo>>,
+    /// What the client certificate proves; `None` if none was shown.
+    pub certificate: Option<Result<Certified, Refused>>,
+}
+
+/// The user that a client certificate proves, and the last moment at which it does.
+#[derive(Clone, Debug)]
+pub struct Certified {
+    pub user: Arc<UserInfo>,
+    pub until: SystemTime,
 }
 
 /// Finds out who sent a request.
 ///
 /// # Guarantees
-/// - `Ok(None)`: this authenticator sees no credential of its sort; the next is asked.
-/// - `Err`: there is one and it is not good; the request is refused.
+/// - `Ok(None)`: this authenticator sees no credential of its sort.
+/// - `Err`: there is one and it is not good. Another may still know.
 pub trait Authenticator: Send + Sync + 'static {
-    fn authenticate(&self, peer: &Peer, headers: &HeaderMap) -> Result<Option<Arc<UserInfo>>>;
+    fn authenticate(&self, peer: &Peer, headers: &HeaderMap) -> Result<Option<Arc<UserInfo>>, Refused>;
 }
 
 /// Users of client certificates: CN is the name, each O a group.
 pub struct ClientCertificates;
 
 impl Authenticator for ClientCertificates {
-    fn authenticate(&self, peer: &Peer, _headers: &HeaderMap) -> Result<Option<Arc<UserInfo>>> {
-        Ok(peer.certificate.clone())
+    fn authenticate(&self, peer: &Peer, _headers: &HeaderMap) -> Result<Option<Arc<UserInfo>>, Refused> {
+        match &peer.certificate {
+            None => Ok(None),
+            Some(Ok(certified)) if SystemTime::now() <= certified.until => Ok(Some(certified.user.clone())),
+            Some(Ok(_)) => Err(Refused("the client's certificate has expired".to_owned())),
+            Some(Err(refused)) => Err(refused.clone()),
+        }
     }
 }
 
-/// The user that a verified certificate names.
-pub fn from_certificate(der: &[u8]) -> Option<UserInfo> {
-    let peer = wharf_kit::identity::peer_identity(der).ok()?;
-    let mut user = UserInfo::new(peer.user, peer.groups);
-    let digest = ring::digest::digest(&ring::digest::SHA256, der);
+/// What the chain that a peer has shown proves to a server whose users' certificates this CA signs.
+pub fn certified(ca: Option<&ClientCa>, chain: &[CertificateDer<'_>]) -> Result<Certified, Refused> {
+    let ca = ca.ok_or_else(|| Refused("no CA of clients is configured".to_owned()))?;
+    let proof = ca.verify(chain, SystemTime::now());
+    let proof = proof.map_err(|error| Refused(wharf_kit::chain(&error).to_string()))?;
+    let mut user = UserInfo::new(proof.peer.user, proof.peer.groups);
+    let digest = ring::digest::digest(&ring::digest::SHA256, chain.first().map_or(&[], |first| first));
     let hex: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
     user.extra.insert(CREDENTIAL_ID.to_owned(), vec![format!("X509SHA256={hex}")]);
-    Some(user)
+    Ok(Certified { user: Arc::new(user), until: proof.until })
 }
 
 /// The extra that tells which credential was shown.
@@ -81,7 +99,7 @@ pub trait TokenAuthenticator: Send + Sync + 'static {
     fn holder(&self, token: &str, audiences: &[String]) -> Result<Option<TokenHolder>, Refused>;
 }
 
-/// Why a token is not good.
+/// Why a credential is not good.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Refused(pub String);
@@ -112,19 +130,14 @@ impl BearerTokens {
 }
 
 impl Authenticator for Arc<BearerTokens> {
-    fn authenticate(&self, _peer: &Peer, headers: &HeaderMap) -> Result<Option<Arc<UserInfo>>> {
+    fn authenticate(&self, _peer: &Peer, headers: &HeaderMap) -> Result<Option<Arc<UserInfo>>, Refused> {
         let Some(value) = headers.get(header::AUTHORIZATION) else { return Ok(None) };
         let Some(token) = value.to_str().ok().and_then(bearer) else {
             // Other schemes are not ours; who uses them is as anonymous as who shows nothing.
-            return if value.as_bytes().is_ascii() { Ok(None) } else { Err(Status::unauthorized()) };
+            let ascii = value.as_bytes().is_ascii();
+            return if ascii { Ok(None) } else { Err(Refused("Authorization is no text".to_owned())) };
         };
-        match self.holder(token, &self.audiences) {
-            Ok(holder) => Ok(Some(Arc::new(holder.user))),
-            Err(refused) => {
-                tracing::debug!(%refused, "a bearer token was refused");
-                Err(Status::unauthorized())
-            }
-        }
+        self.holder(token, &self.audiences).map(|holder| Some(Arc::new(holder.user)))
     }
 }
 
@@ -138,6 +151,18 @@ fn bearer(value: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_certificate_is_asked_at_each_request_whether_it_has_expired() {
+        let asked = |until: SystemTime| {
+            let certified = Certified { user: Arc::new(UserInfo::new("jane", [""; 0])), until };
+            let peer = Peer { certificate: Some(Ok(certified)) };
+            ClientCertificates.authenticate(&peer, &HeaderMap::new())
+        };
+        let (now, second) = (SystemTime::now(), std::time::Duration::from_secs(1));
+        assert_eq!(asked(now + second * 60).unwrap().expect("a user").name, "jane");
+        assert!(asked(now - second).is_err());
+    }
 
     #[test]
     fn the_scheme_is_told_in_any_case() {

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use wharf_api::{ApiServer, Config, UserInfo};
+use wharf_kit::client_ca::ClientCa;
 use wharf_kit::identity::{ALPN_HTTP1, Ca, ClientAuth, client_config, server_config};
 use wharf_store::Redb;
 
@@ -38,6 +39,7 @@ impl Harness {
         let kubelet = ca.client("kube-apiserver-kubelet-client", &["system:masters"]).unwrap();
         let mut config = Config {
             tls: Some(server_config(&pair, ClientAuth::Optional(ca.cert_pem()), &[]).unwrap()),
+            client_ca: Some(ClientCa::new(ca.cert_pem()).unwrap()),
             kubelet_client: Some(client_config(ca.cert_pem(), Some(&kubelet), ALPN_HTTP1).unwrap()),
             ..Config::default()
         };

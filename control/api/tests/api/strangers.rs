@@ -4,6 +4,7 @@ use std::io::Write;
 use std::sync::{Arc, Mutex};
 
 use http::Request;
+use jiff::ToSpan as _;
 use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, Issuer, KeyPair};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -30,31 +31,60 @@ async fn raw(harness: &Harness, pair: Option<&Pair>, bytes: &[u8]) -> Result<Str
     tokio::time::timeout(DEADLINE, exchange).await.expect("an answer or an end")
 }
 
-/// A certificate of the harness's CA for `kubernetes-admin` that has expired.
-fn expired(ca: &Ca) -> Pair {
+/// A client certificate of the harness's CA for `kubernetes-admin`, good from and to these seconds from now.
+fn admin(ca: &Ca, from: i64, to: i64) -> Pair {
     let issuer = Issuer::from_ca_cert_pem(ca.cert_pem(), KeyPair::from_pem(ca.key_pem()).unwrap()).unwrap();
     let mut params = CertificateParams::default();
     params.distinguished_name.push(DnType::CommonName, "kubernetes-admin");
     params.distinguished_name.push(DnType::OrganizationName, "system:masters");
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-    params.not_before = rcgen::date_time_ymd(2020, 1, 1);
-    params.not_after = rcgen::date_time_ymd(2021, 1, 1);
+    let at = |seconds: i64| (std::time::SystemTime::from(jiff::Timestamp::now() + seconds.seconds())).into();
+    (params.not_before, params.not_after) = (at(from), at(to));
     let key = KeyPair::generate().unwrap();
     Pair { cert_pem: params.signed_by(&key, &issuer).unwrap().pem(), key_pem: key.serialize_pem() }
 }
 
 #[tokio::test]
-async fn certificates_that_prove_nothing_end_the_connection() {
+async fn a_certificate_that_proves_nothing_is_answered_with_401_and_a_good_token_beside_it_still_counts() {
     let harness = Harness::start().await;
-    let hello = b"GET /version HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
-    let foreign =
-        Ca::generate("foreign-ca").unwrap().client("kubernetes-admin", &["system:masters"]).unwrap();
-    for (what, pair) in [("foreign", &foreign), ("expired", &expired(&harness.ca))] {
-        let refused = raw(&harness, Some(pair), hello).await;
-        assert!(refused.is_err(), "{what}: {refused:?}");
-        let good = harness.ca.client("jane", &[] as &[&str]).unwrap();
-        assert_eq!(raw(&harness, Some(&good), hello).await.unwrap(), "HTTP/1.1 200 OK");
+    let accounts = "/api/v1/namespaces/default/serviceaccounts";
+    call(&harness.admin(), "POST", accounts, json!({"metadata": {"name": "robot"}})).await;
+    let token =
+        call(&harness.admin(), "POST", &format!("{accounts}/robot/token"), json!({"spec": {}})).await.1;
+    let token = token["status"]["token"].as_str().unwrap();
+    let hello = |more: &str| {
+        format!("GET /version HTTP/1.1\r\nhost: x\r\n{more}connection: close\r\n\r\n").into_bytes()
+    };
+    let with_token = hello(&format!("authorization: Bearer {token}\r\n"));
+    let foreign = Ca::generate("test-ca").unwrap().client("kubernetes-admin", &["system:masters"]).unwrap();
+    for (what, pair) in [
+        ("foreign", &foreign),
+        ("expired", &admin(&harness.ca, -7200, -3600)),
+        ("not yet valid", &admin(&harness.ca, 3600, 7200)),
+        ("for a server", &harness.ca.server("kubernetes-admin", &["127.0.0.1"]).unwrap()),
+    ] {
+        let line = raw(&harness, Some(pair), &hello("")).await.unwrap();
+        assert_eq!(line, "HTTP/1.1 401 Unauthorized", "{what}");
+        assert_eq!(raw(&harness, Some(pair), &with_token).await.unwrap(), "HTTP/1.1 200 OK", "{what}");
     }
+    let wrong = hello("authorization: Bearer wrong\r\n");
+    assert_eq!(raw(&harness, None, &wrong).await.unwrap(), "HTTP/1.1 401 Unauthorized");
+    let good = harness.ca.client("jane", &[] as &[&str]).unwrap();
+    assert_eq!(raw(&harness, Some(&good), &wrong).await.unwrap(), "HTTP/1.1 200 OK", "the first who knows");
+}
+
+#[tokio::test]
+async fn a_connection_takes_no_requests_after_its_certificate() {
+    let harness = Harness::start().await;
+    let pair = admin(&harness.ca, -60, 3);
+    let config = client_config(harness.ca.cert_pem(), Some(&pair), ALPN_HTTP1).unwrap();
+    let socket = tokio::net::TcpStream::connect(harness.address).await.unwrap();
+    let connector = tokio_rustls::TlsConnector::from(config);
+    let mut tls = connector.connect("localhost".try_into().unwrap(), socket).await.unwrap();
+    tls.write_all(b"GET /version HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    let mut answer = Vec::new();
+    tokio::time::timeout(DEADLINE, tls.read_to_end(&mut answer)).await.expect("it ends").unwrap();
+    assert!(answer.starts_with(b"HTTP/1.1 200 OK"), "{}", String::from_utf8_lossy(&answer));
 }
 
 #[tokio::test]
@@ -166,7 +196,7 @@ async fn no_credential_is_logged() {
     let (code, status) = call(&admin, "POST", "/api/v1/namespaces/default/secrets", bad).await;
     assert!(code >= 400 && !status.to_string().contains(secret), "{status}");
     let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
-    assert!(log.contains("a bearer token was refused"), "the log is there: {log}");
+    assert!(log.contains("a credential was refused"), "the log is there: {log}");
     let signature = token.rsplit('.').next().unwrap();
     for hidden in [token, signature, secret, harness.ca.key_pem()] {
         assert!(!log.contains(hidden), "{log}");
