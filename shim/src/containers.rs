@@ -79,7 +79,10 @@ impl Shim {
         let user = users::resolve(&spec::user(record.config(), image), &passwd, &group)?;
         let none = || Error::Invalid(format!("pod sandbox {} has lost its pause process", sandbox.id));
         let pause = self.oci.pauses().into_iter().find(|pause| pause.id == sandbox.id).ok_or_else(none)?;
-        let mut spec = spec::oci(record, sandbox, image, user, &pause, &self.sandbox_dir(&sandbox.id))?;
+        // Held until the container has joined it.
+        let target = self.target(record).await?;
+        let dir = self.sandbox_dir(&sandbox.id);
+        let mut spec = spec::oci(record, sandbox, image, user, &pause, target.as_ref(), &dir)?;
         let own = self.container_dir(&record.id);
         spec.rootfs = wharf_oci::Rootfs::Overlay {
             lower: self.images.lower_dirs(image),
@@ -87,7 +90,27 @@ impl Shim {
             work: own.join("work"),
         };
         self.oci.create(spec).await?;
+        drop(target);
         Ok(())
+    }
+
+    /// The process namespace that the container shares, if it asks for that of another one of its pod.
+    async fn target(&self, record: &record::Container) -> Result<Option<OwnedFd>, Error> {
+        let Some(id) = spec::target(record.config()) else { return Ok(None) };
+        let target = self.container(&id)?;
+        let (id, sandbox, wasm, state) =
+            target.with(|c| (c.id.clone(), c.sandbox.clone(), c.wasm, c.state()));
+        if sandbox != record.sandbox {
+            return Err(Error::Invalid(format!("target container {id} is of another pod sandbox")));
+        }
+        if wasm {
+            let why = format!("target container {id} is wasm; it has no process namespace to share");
+            return Err(Error::Invalid(why));
+        }
+        if state != ContainerState::ContainerRunning {
+            return Err(Error::State { id, is: state_name(state), wanted: "running" });
+        }
+        Ok(Some(self.oci.namespace(&id, "pid").await?))
     }
 
     async fn image_file(&self, image: &Image, path: &str) -> Result<String, Error> {

@@ -1,6 +1,7 @@
 //! CRI's configs, in the words of the runtime that is to follow them.
 
 use std::fs;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use wharf_cri::annotation::PORT_PREFIX;
@@ -147,7 +148,13 @@ fn security(config: &ContainerConfig) -> LinuxContainerSecurityContext {
     config.linux.as_ref().and_then(|linux| linux.security_context.clone()).unwrap_or_default()
 }
 
-/// What the OCI runtime is told, but for the root file system.
+/// The container whose process namespace the config asks for.
+pub fn target(config: &ContainerConfig) -> Option<String> {
+    let options = security(config).namespace_options?;
+    (options.pid() == NamespaceMode::Target).then_some(options.target_id)
+}
+
+/// What the OCI runtime is told, but for the root file system. `target`: the process namespace that it shares.
 ///
 /// # Errors
 /// [`Error::Invalid`] if the config contradicts itself.
@@ -157,6 +164,7 @@ pub fn oci(
     image: &Image,
     user: Identity,
     pause: &Pause,
+    target: Option<&OwnedFd>,
     pod_dir: &Path,
 ) -> Result<wharf_oci::ContainerSpec, Error> {
     let config = record.config();
@@ -189,7 +197,7 @@ pub fn oci(
         cwd: cwd.into(),
         user: wharf_oci::User { uid: user.uid, gid: user.gid, additional_gids: groups },
         mounts,
-        namespaces: join(sandbox, &context, pause),
+        namespaces: join(sandbox, &context, pause, target),
         resources: Resources {
             cpu_shares: u64::try_from(resources.cpu_shares).ok().filter(|shares| *shares > 0),
             cpu_quota: positive(resources.cpu_quota),
@@ -233,7 +241,12 @@ fn cgroup_parent(config: &PodSandboxConfig) -> Option<String> {
     (!parent.is_empty()).then(|| parent.clone())
 }
 
-fn join(sandbox: &Sandbox, context: &LinuxContainerSecurityContext, pause: &Pause) -> Namespaces {
+fn join(
+    sandbox: &Sandbox,
+    context: &LinuxContainerSecurityContext,
+    pause: &Pause,
+    target: Option<&OwnedFd>,
+) -> Namespaces {
     let options = context.namespace_options.clone().unwrap_or_default();
     let host_network = sandbox.on_node_network();
     let host_ipc = options.ipc() == NamespaceMode::Node;
@@ -241,7 +254,13 @@ fn join(sandbox: &Sandbox, context: &LinuxContainerSecurityContext, pause: &Paus
         network: (!sandbox.netns.is_empty()).then(|| sandbox.netns.clone().into()),
         ipc: if host_ipc { None } else { Some(pause.namespace("ipc")) },
         uts: if host_network { None } else { Some(pause.namespace("uts")) },
-        pid: if options.pid() == NamespaceMode::Pod { Some(pause.namespace("pid")) } else { None },
+        pid: match (target, options.pid()) {
+            (Some(target), _) => {
+                Some(format!("/proc/{}/fd/{}", std::process::id(), target.as_raw_fd()).into())
+            }
+            (None, NamespaceMode::Pod) => Some(pause.namespace("pid")),
+            (None, _) => None,
+        },
         host_network,
         host_ipc,
         host_uts: host_network,

@@ -114,6 +114,45 @@ fn who_attaches_has_the_containers_own_streams() {
 }
 
 #[test]
+fn an_ephemeral_container_looks_into_a_pod_and_does_not_come_again() {
+    let space = Space::new("debug");
+    shell(&space, "box", IDLE, json!({}));
+    let line = "cat /proc/1/cmdline; echo; read line; echo heard $line; exit 3";
+    let look = json!({
+        "name": "look", "image": "registry.wharf/busybox:1", "args": ["-c", line],
+        "stdin": true, "stdinOnce": true, "targetContainerName": "main",
+    });
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let pods: kube::Api<Pod> = kube::Api::namespaced(space.cluster.client().await, "debug");
+        let patch = kube::api::Patch::Strategic(json!({"spec": {"ephemeralContainers": [look]}}));
+        pods.patch_subresource("ephemeralcontainers", "box", &Default::default(), &patch)
+            .await
+            .expect("the pod takes it");
+    });
+    let state = || space.get(&["pod", "box"])["status"]["ephemeralContainerStatuses"][0].clone();
+    let until = |what: &str| {
+        eventually(what, || {
+            let state = state();
+            if state["state"][what].is_object() { Ok(()) } else { Err(state.to_string()) }
+        });
+    };
+    until("running");
+    let said = space.wctl_reading(&["attach", "-i", "box", "-c", "look"], "a word\n").ok();
+    assert!(said.contains("heard a word"), "{said}");
+    until("terminated");
+    let state = state();
+    assert_eq!((&state["state"]["terminated"]["exitCode"], &state["restartCount"]), (&json!(3), &json!(0)));
+    let log = space.wctl(&["logs", "box", "-c", "look"]).ok();
+    assert!(log.contains("while :; do sleep 1"), "process 1 is that of its target: {log}");
+    let pod = space.get(&["pod", "box"]);
+    assert_eq!(
+        (&pod["status"]["phase"], &manifest::container_status(&pod)["ready"]),
+        (&json!("Running"), &json!(true))
+    );
+}
+
+#[test]
 fn files_and_folders_are_copied_both_ways() {
     let space = Space::new("copy");
     shell(&space, "box", IDLE, json!({}));

@@ -21,7 +21,9 @@ pub fn subresource(
     let other =
         |group: &str, version: &str, kind: &str| (group.to_owned(), version.to_owned(), kind.to_owned());
     let (verbs, (group, version, name)): (&'static [&'static str], _) = match subresource {
-        Subresource::Status | Subresource::Approval => (&["get", "patch", "update"], own),
+        Subresource::Status | Subresource::Approval | Subresource::EphemeralContainers => {
+            (&["get", "patch", "update"], own)
+        }
         Subresource::Scale => (&["get", "patch", "update"], other("autoscaling", "v1", "Scale")),
         Subresource::Binding => (&["create"], other("", "v1", "Binding")),
         Subresource::Eviction => (&["create"], other("policy", "v1", "Eviction")),

@@ -544,16 +544,12 @@ impl Call {
             (None, Verb::Create) if let Some(review) = self.kind.review => self.review(body, review),
             (None, Verb::Get | Verb::List) if let Some(of) = self.kind.usage => self.usage(of).await,
             (None, Verb::Create) => self.create(body).await,
-            (None | Some(Subresource::Status | Subresource::Approval), Verb::Get) => self.get().await,
             (None, Verb::List) => self.list().await,
             (None, Verb::Delete) => self.delete(body).await,
             (None, Verb::DeleteCollection) => self.delete_collection(body).await,
-            (None | Some(Subresource::Status | Subresource::Approval), Verb::Update) => {
-                self.update(body, subresource).await
-            }
-            (None | Some(Subresource::Status | Subresource::Approval), Verb::Patch) => {
-                self.patch(body, subresource).await
-            }
+            (part, Verb::Get) if part.is_none_or(Subresource::is_part) => self.get().await,
+            (part, Verb::Update) if part.is_none_or(Subresource::is_part) => self.update(body, part).await,
+            (part, Verb::Patch) if part.is_none_or(Subresource::is_part) => self.patch(body, part).await,
             (Some(Subresource::Scale), Verb::Get) => self.get_scale(),
             (Some(Subresource::Scale), Verb::Update | Verb::Patch) => self.set_scale(verb, body).await,
             (Some(Subresource::Binding), Verb::Create) => self.bind(body).await,

@@ -241,6 +241,26 @@ impl Oci {
         Ok(self.inner.entry(id)?.status.borrow().clone())
     }
 
+    /// A namespace (`pid`, `net`, as below `/proc/PID/ns`) of a container that runs, held open. Another container joins
+    /// it by the path `/proc/PID/fd/N` of who holds it.
+    ///
+    /// # Errors
+    /// [`Error::State`] when it does not run.
+    pub async fn namespace(&self, id: &str, kind: &str) -> Result<OwnedFd, Error> {
+        let entry = self.inner.entry(id)?;
+        self.expect(&entry, |status| matches!(status, Status::Running { .. }))?;
+        let Status::Running { pid, .. } = *entry.status.borrow() else {
+            return Err(Error::State { id: id.to_owned(), is: "over" });
+        };
+        let path = PathBuf::from(format!("/proc/{pid}/ns/{kind}"));
+        let opened = fs::File::open(&path).map_err(at("open", &path));
+        // Its monitor is its parent: while that says that it runs, no other process had its number.
+        match self.inner.ask(&entry, Request::Status, ANSWER).await? {
+            Reply::Status(Status::Running { pid: still, .. }) if still == pid => Ok(opened?.into()),
+            _ => Err(Error::State { id: id.to_owned(), is: "over" }),
+        }
+    }
+
     /// Every container, in no order.
     pub fn list(&self) -> Vec<(String, Status)> {
         self.inner.containers(|map| {

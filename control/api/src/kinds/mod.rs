@@ -21,6 +21,7 @@ mod daemonset;
 mod deployment;
 mod disruption;
 mod endpoints;
+pub mod ephemeral;
 mod event;
 mod job;
 mod lease;
@@ -57,10 +58,11 @@ pub enum Subresource {
     Token,
     Approval,
     Proxy,
+    EphemeralContainers,
 }
 
 impl Subresource {
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Status,
         Self::Scale,
         Self::Binding,
@@ -73,6 +75,7 @@ impl Subresource {
         Self::Token,
         Self::Approval,
         Self::Proxy,
+        Self::EphemeralContainers,
     ];
 
     pub fn as_str(self) -> &'static str {
@@ -89,12 +92,18 @@ impl Subresource {
             Self::Token => "token",
             Self::Approval => "approval",
             Self::Proxy => "proxy",
+            Self::EphemeralContainers => "ephemeralcontainers",
         }
     }
 
     /// Whether it is a connection that becomes the client's own, and no object.
     pub fn connects(self) -> bool {
         matches!(self, Self::PortForward | Self::Exec | Self::Attach)
+    }
+
+    /// Whether it is a part of the object, read and written as the object is.
+    pub fn is_part(self) -> bool {
+        matches!(self, Self::Status | Self::Approval | Self::EphemeralContainers)
     }
 
     pub fn parse(name: &str) -> Option<Self> {
@@ -262,6 +271,9 @@ pub trait Strategy: Send + Sync + 'static {
 
     /// Checks a new object, and a changed one before [`Strategy::validate_update`].
     fn validate(&self, _new: &Value, _errors: &mut Vec<FieldError>) {}
+
+    /// Checks what a new object may not bring, though it may get it later.
+    fn validate_create(&self, _new: &Value, _errors: &mut Vec<FieldError>) {}
 
     /// Checks what may not change.
     fn validate_update(&self, _new: &Value, _old: &Value, _errors: &mut Vec<FieldError>) {}

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use wharf_kit::quantity::Quantity;
 
-use super::{Strategy, Subresource, pod_spec};
+use super::{Strategy, Subresource, ephemeral, pod_spec};
 use crate::object::{child, entries, list, map, number, restore, text};
 use crate::status::FieldError;
 
@@ -41,7 +41,14 @@ impl Strategy for Pod {
     }
 
     fn validate(&self, new: &Value, errors: &mut Vec<FieldError>) {
-        pod_spec::validate(&new["spec"], "spec", errors);
+        let volumes = pod_spec::validate(&new["spec"], "spec", errors);
+        ephemeral::validate(&new["spec"], &volumes, errors);
+    }
+
+    fn validate_create(&self, new: &Value, errors: &mut Vec<FieldError>) {
+        if !list(new, "/spec/ephemeralContainers").is_empty() {
+            errors.push(FieldError::forbidden("spec.ephemeralContainers", "cannot be set on create"));
+        }
     }
 
     fn validate_update(&self, new: &Value, old: &Value, errors: &mut Vec<FieldError>) {

@@ -18,6 +18,10 @@ pub fn template(template: &Value, field: &str, restart: Option<&str>, errors: &m
     labels(template, "/metadata/labels", &format!("{field}.metadata.labels"), errors);
     annotations(template, "/metadata/annotations", &format!("{field}.metadata.annotations"), errors);
     validate(&template["spec"], &format!("{field}.spec"), errors);
+    if !list(template, "/spec/ephemeralContainers").is_empty() {
+        let field = format!("{field}.spec.ephemeralContainers");
+        errors.push(FieldError::forbidden(field, "ephemeral containers not allowed in pod template"));
+    }
     if let Some(wanted) = restart {
         let policy = text(template, "/spec/restartPolicy");
         if !policy.is_empty() && policy != wanted {
@@ -32,7 +36,8 @@ pub fn template(template: &Value, field: &str, restart: Option<&str>, errors: &m
     }
 }
 
-pub fn validate(spec: &Value, field: &str, errors: &mut Errors) {
+/// Checks all but ephemeral containers; gives the names of the volumes.
+pub fn validate(spec: &Value, field: &str, errors: &mut Errors) -> BTreeSet<String> {
     let volumes = pod_volumes::volumes(spec, field, errors);
     if list(spec, "/containers").is_empty() {
         errors.push(FieldError::required(format!("{field}.containers"), ""));
@@ -47,6 +52,7 @@ pub fn validate(spec: &Value, field: &str, errors: &mut Errors) {
                 errors.push(FieldError::duplicate(format!("{at}.name"), name));
             }
             self::container(container, &at, &volumes, kind == "initContainers", errors);
+            hooks_and_probes(container, &at, kind == "initContainers", errors);
         }
     }
     one_of(
@@ -100,6 +106,7 @@ pub fn validate(spec: &Value, field: &str, errors: &mut Errors) {
     for (resource, value) in entries(spec, "/overhead") {
         quantity(value, &format!("{field}.overhead[{resource}]"), errors);
     }
+    volumes
 }
 
 pub(super) fn name_of(name: &str, field: &str, errors: &mut Errors) {
@@ -110,7 +117,14 @@ pub(super) fn name_of(name: &str, field: &str, errors: &mut Errors) {
     }
 }
 
-fn container(container: &Value, at: &str, volumes: &BTreeSet<String>, init: bool, errors: &mut Errors) {
+/// Checks what containers of all sorts have.
+pub(super) fn container(
+    container: &Value,
+    at: &str,
+    volumes: &BTreeSet<String>,
+    init: bool,
+    errors: &mut Errors,
+) {
     let image = text(container, "/image");
     if image.is_empty() {
         errors.push(FieldError::required(format!("{at}.image"), ""));
@@ -172,6 +186,10 @@ fn container(container: &Value, at: &str, volumes: &BTreeSet<String>, init: bool
         errors,
     );
     resources(container, at, errors);
+}
+
+/// Checks what ephemeral containers have none of.
+fn hooks_and_probes(container: &Value, at: &str, init: bool, errors: &mut Errors) {
     for hook in ["postStart", "preStop"] {
         if let Some(value) = container.pointer(&format!("/lifecycle/{hook}")) {
             handler(

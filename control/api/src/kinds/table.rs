@@ -1,7 +1,8 @@
 //! The built-in kinds.
 
 use super::Subresource::{
-    Approval, Attach, Binding, Eviction, Exec, Finalize, Log, PortForward, Proxy, Scale, Status, Token,
+    Approval, Attach, Binding, EphemeralContainers, Eviction, Exec, Finalize, Log, PortForward, Proxy, Scale,
+    Status, Token,
 };
 use super::{
     Kind, certificate, columns, config, daemonset, deployment, disruption, endpoints, event, job, lease,
@@ -33,7 +34,7 @@ pub fn rows() -> Vec<Kind> {
             .subresources(&[Status, Proxy]).fields(&["spec.unschedulable"])
             .columns(columns::NODE).strategy(&node::Node),
         Kind::new("", "v1", "Pod", "pods").short_names(&["po"]).categories(&["all"])
-            .subresources(&[Status, Binding, Eviction, Log, PortForward, Exec, Attach]).fields(pod::FIELDS)
+            .subresources(&[Status, Binding, Eviction, Log, PortForward, Exec, Attach, EphemeralContainers]).fields(pod::FIELDS)
             .columns(columns::POD).strategy(&pod::Pod),
         Kind::new("", "v1", "PodTemplate", "podtemplates")
             .columns(columns::POD_TEMPLATE).strategy(&revision::PodTemplate),

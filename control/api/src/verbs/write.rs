@@ -10,7 +10,7 @@ use crate::Body;
 use crate::admission::{self, Operation};
 use crate::authz::{self, Action, Attributes};
 use crate::encode;
-use crate::kinds::Subresource;
+use crate::kinds::{Subresource, ephemeral};
 use crate::object::{self, finalizers, map, metadata, restore, terminating, text};
 use crate::protobuf;
 use crate::represent;
@@ -221,6 +221,7 @@ impl Call {
         let mut errors = Vec::new();
         validate::metadata(&new, kind, &mut errors);
         kind.strategy.validate(&new, &mut errors);
+        kind.strategy.validate_create(&new, &mut errors);
         if !errors.is_empty() {
             return Err(Status::invalid(&kind.group, &kind.kind, &name, errors));
         }
@@ -423,6 +424,7 @@ impl Call {
                     None => metadata(new).remove("ownerReferences"),
                 };
             }
+            Some(Subresource::EphemeralContainers) => ephemeral::keep_alone(new, old),
             Some(_) => {}
             None if kind.has(Subresource::Status) => restore(new, old, "status"),
             None => {}
@@ -463,6 +465,10 @@ impl Call {
         match change.subresource {
             Some(Subresource::Status) => kind.strategy.validate_status(new, old, &mut errors),
             Some(Subresource::Binding) => {}
+            Some(Subresource::EphemeralContainers) => {
+                kind.strategy.validate(new, &mut errors);
+                ephemeral::validate_update(new, old, &mut errors);
+            }
             _ => {
                 kind.strategy.validate(new, &mut errors);
                 kind.strategy.validate_update(new, old, &mut errors);

@@ -454,3 +454,100 @@ async fn a_pods_class_says_its_priority() {
     assert_eq!(code, 403, "{answer}");
     assert_eq!(call(&client, "DELETE", &format!("{classes}/high"), json!({})).await.0, 200);
 }
+
+#[tokio::test]
+async fn ephemeral_containers_are_added_to_a_pod_and_never_changed() {
+    let harness = Harness::start().await;
+    let client = harness.local();
+    let forbidden = "ephemeral containers not allowed in pod template";
+    let template = json!({"metadata": {"name": "t"}, "template": {"spec": {
+        "containers": [{"name": "c", "image": "i"}], "ephemeralContainers": [{"name": "look", "image": "i"}]}}});
+    let (_, status) = call(&client, "POST", "/api/v1/namespaces/default/podtemplates", template).await;
+    assert!(status["message"].as_str().unwrap().contains(forbidden), "{status}");
+    let mut early = pod("a");
+    early["spec"]["ephemeralContainers"] = json!([{"name": "look", "image": "i"}]);
+    let (code, status) = call(&client, "POST", PODS, early).await;
+    let why = "Pod \"a\" is invalid: spec.ephemeralContainers: Forbidden: cannot be set on create";
+    assert_eq!((code, status["message"].as_str()), (422, Some(why)));
+
+    let (code, _) = call(&client, "POST", PODS, pod("a")).await;
+    assert_eq!(code, 201);
+    let path = format!("{PODS}/a/ephemeralcontainers");
+    let strategic = "application/strategic-merge-patch+json";
+    let patch = async |container: Value| {
+        // What it says of anything else is not heard.
+        let patch = json!({"metadata": {"labels": {"x": "y"}}, "spec": {
+            "activeDeadlineSeconds": 5, "ephemeralContainers": [container]}});
+        call_as(&client, "PATCH", &path, strategic, patch.to_string()).await
+    };
+    let look =
+        json!({"name": "look", "image": "i:1", "stdin": true, "tty": true, "targetContainerName": "c"});
+    let (code, patched) = patch(look).await;
+    assert_eq!(code, 200, "{patched}");
+    let added = &patched["spec"]["ephemeralContainers"][0];
+    assert_eq!((&added["name"], &added["imagePullPolicy"]), (&json!("look"), &json!("IfNotPresent")));
+    assert_eq!(added["terminationMessagePath"], "/dev/termination-log");
+    assert_eq!(
+        (&patched["metadata"]["generation"], &patched["metadata"]["labels"]),
+        (&json!(2), &Value::Null)
+    );
+    assert_eq!(patched["spec"]["activeDeadlineSeconds"], Value::Null);
+    let managed = patched["metadata"]["managedFields"].as_array().unwrap();
+    assert!(managed.iter().any(|one| one["subresource"] == "ephemeralcontainers"), "{managed:?}");
+
+    for (container, why) in [
+        (json!({"name": "c", "image": "i"}), "spec.ephemeralContainers[0].name: Duplicate value: \"c\""),
+        (
+            json!({"name": "x", "image": "i", "targetContainerName": "look"}),
+            "spec.ephemeralContainers[0].targetContainerName: Not found: \"look\"",
+        ),
+        (
+            json!({"name": "x", "image": "i", "ports": [{"containerPort": 80}]}),
+            "spec.ephemeralContainers[0].ports: Forbidden: cannot be set for an Ephemeral Container",
+        ),
+        (
+            json!({"name": "x", "image": "i", "resources": {"limits": {"cpu": "1"}}}),
+            "spec.ephemeralContainers[0].resources: Forbidden: cannot be set for an Ephemeral Container",
+        ),
+        (
+            json!({"name": "x", "image": "i", "livenessProbe": {"tcpSocket": {"port": 80}}}),
+            "spec.ephemeralContainers[0].livenessProbe: Forbidden: cannot be set for an Ephemeral Container",
+        ),
+        (
+            json!({"name": "x", "image": "i", "lifecycle": {"preStop": {"sleep": {"seconds": 1}}}}),
+            "spec.ephemeralContainers[0].lifecycle: Forbidden: cannot be set for an Ephemeral Container",
+        ),
+        (json!({"name": "x"}), "spec.ephemeralContainers[0].image: Required value"),
+        (
+            json!({"name": "look", "image": "i:2"}),
+            "spec.ephemeralContainers: Forbidden: existing ephemeral containers \"look\" may not be changed",
+        ),
+    ] {
+        let (code, status) = patch(container).await;
+        let message = status["message"].as_str().unwrap_or_default();
+        assert!(code == 422 && message.contains(why), "{code} {message} without {why}");
+    }
+    let (_, mut read) = get(&client, &path).await;
+    assert_eq!(
+        (&read["kind"], &read["spec"]["ephemeralContainers"][0]["image"]),
+        (&json!("Pod"), &json!("i:1"))
+    );
+    let more = json!({"name": "more", "image": "i"});
+    read["spec"]["ephemeralContainers"].as_array_mut().unwrap().push(more);
+    let (code, updated) = call(&client, "PUT", &path, read.clone()).await;
+    assert_eq!(
+        (code, updated["spec"]["ephemeralContainers"].as_array().unwrap().len()),
+        (200, 2),
+        "{updated}"
+    );
+    let mut fewer = updated;
+    fewer["spec"]["ephemeralContainers"].as_array_mut().unwrap().pop();
+    let why = "existing ephemeral containers \"more\" may not be removed";
+    let (code, status) = call(&client, "PUT", &path, fewer.clone()).await;
+    assert!(code == 422 && status["message"].as_str().unwrap().contains(why), "{status}");
+    let (code, status) = call(&client, "PUT", &format!("{PODS}/a"), fewer).await;
+    assert!(
+        code == 422 && status["message"].as_str().unwrap().contains("pod updates may not change"),
+        "{status}"
+    );
+}

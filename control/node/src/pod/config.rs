@@ -20,6 +20,8 @@ pub enum Error {
     Env(#[from] crate::env::Error),
     #[error(transparent)]
     Volume(#[from] volumes::Error),
+    #[error("unable to find target container {0}")]
+    NoTarget(String),
     #[error("volume \"{0}\" of a volumeMount is not among the pod's volumes")]
     NoVolume(String),
     #[error("container has runAsNonRoot and image will run as root (pod: \"{pod}\", container: {container})")]
@@ -160,6 +162,8 @@ pub struct Parts<'a> {
     pub env: &'a [(String, String)],
     pub volumes: &'a Ready,
     pub files: &'a OwnFiles,
+    /// The id of the container whose process namespace it joins.
+    pub target: Option<&'a str>,
 }
 
 /// One container's configuration.
@@ -167,13 +171,17 @@ pub struct Parts<'a> {
 /// # Errors
 /// A mount that does not resolve, or a user that may not be root and is.
 pub fn container(parts: &Parts<'_>) -> Result<v1::ContainerConfig, Error> {
-    let Parts { facts, container, attempt, image, env, volumes, files } = *parts;
+    let Parts { facts, container, attempt, image, env, volumes, files, target } = *parts;
     let pod = facts.pod;
     let spec = spec_of(pod);
     let known: BTreeMap<&str, &str> =
         env.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
     let text = |text: &String| expand(text, |name| known.get(name).copied());
-    let security = security(spec, container);
+    let mut security = security(spec, container);
+    if let (Some(id), Some(options)) = (target, &mut security.namespace_options) {
+        options.pid = v1::NamespaceMode::Target as i32;
+        id.clone_into(&mut options.target_id);
+    }
     check_user(pod, spec, container, image)?;
     let oci = image.kind == Kind::Oci;
 
@@ -466,6 +474,7 @@ mod tests {
                 env: &env,
                 volumes: &volumes,
                 files: &files,
+                target: (index == 0).then_some("other"),
             })
         };
         let config = make(0).unwrap();
@@ -479,6 +488,8 @@ mod tests {
         let security = config.linux.unwrap().security_context.unwrap();
         assert!(security.readonly_rootfs && security.no_new_privs && !security.masked_paths.is_empty());
         assert_eq!(security.run_as_user.unwrap().value, 1000);
+        let namespaces = security.namespace_options.unwrap();
+        assert_eq!((namespaces.pid, &*namespaces.target_id), (v1::NamespaceMode::Target as i32, "other"));
         assert!(matches!(make(1), Err(Error::Root { .. })));
     }
 }

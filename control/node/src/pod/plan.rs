@@ -72,7 +72,7 @@ impl RestartPolicy {
         let Some(exit) = slot.exit() else { return !slot.running() };
         match (slot.role, self) {
             (Role::Sidecar, _) | (Role::Main, Self::Always) => true,
-            (Role::Init, Self::Never) | (Role::Main, Self::Never) => false,
+            (Role::Ephemeral, _) | (Role::Init | Role::Main, Self::Never) => false,
             (Role::Init, Self::Always | Self::OnFailure) | (Role::Main, Self::OnFailure) => exit.code != 0,
         }
     }
@@ -103,18 +103,18 @@ pub fn finish(policy: RestartPolicy, state: &State) -> Finish {
     if good { Finish::Succeeded } else { Finish::Failed }
 }
 
-/// Init containers run one by one before the others: which slots may start now.
+/// Init containers run one by one before the others: which slots may start now. Ephemeral ones wait for nobody.
 pub fn admitted(state: &State) -> Vec<bool> {
     let mut open = true;
     let main_runs = state.slots.iter().any(|slot| slot.role == Role::Main && slot.current.is_some());
     let admit = |slot: &Slot| {
-        let admitted = open;
+        let admitted = open || slot.role == Role::Ephemeral;
         // Once the main containers have been started, a sidecar that restarts holds nobody up.
         open &= main_runs
             || match slot.role {
                 Role::Init => slot.exit().is_some_and(|exit| exit.code == 0),
                 Role::Sidecar => slot.started,
-                Role::Main => true,
+                Role::Main | Role::Ephemeral => true,
             };
         admitted
     };
@@ -241,7 +241,7 @@ pub fn handler_of(state: &State) -> Option<String> {
                 ImageState::Here(image) => Some(image.kind),
                 ImageState::Wanted | ImageState::Failed { .. } => None,
             };
-            let kinds: Vec<_> = state.slots.iter().map(kind).collect();
+            let kinds: Vec<_> = state.slots.iter().filter(|slot| slot.role.counts()).map(kind).collect();
             if kinds.contains(&Some(Kind::Oci)) {
                 Some(String::new())
             } else if kinds.iter().all(|kind| *kind == Some(Kind::Wasm)) {
@@ -408,6 +408,32 @@ mod tests {
         run(&mut state.slots[0]);
         exit(&mut state.slots[0], 3, now);
         assert_eq!(finish(RestartPolicy::Never, &state), Finish::Failed);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_ephemeral_container_runs_once_and_holds_nothing_up() {
+        let now = Instant::now();
+        let mut spec = spec("Always", &["one"], &["a"]);
+        let mut state = ready(&spec);
+        run(&mut state.slots[0]);
+        spec.ephemeral_containers = serde_json::from_value(json!([{"name": "look"}])).unwrap();
+        state.add_ephemeral(&spec);
+        state.add_ephemeral(&spec);
+        assert_eq!(plan(&spec, &state, now).steps, [Step::Image(2)], "it is there once");
+        state.slots[2].image = image(Kind::Oci);
+        assert_eq!(plan(&spec, &state, now).steps, [Step::Start(2)], "though the pod is not initialized");
+        run(&mut state.slots[2]);
+        exit(&mut state.slots[0], 0, now);
+        assert_eq!(plan(&spec, &state, now).steps, [Step::Start(1)]);
+        run(&mut state.slots[1]);
+        exit(&mut state.slots[2], 1, now);
+        assert_eq!(plan(&spec, &state, now), Plan::default(), "whatever the policy, it does not run again");
+        exit(&mut state.slots[1], 0, now);
+        run(&mut state.slots[2]);
+        assert_eq!(finish(RestartPolicy::Never, &state), Finish::Succeeded, "and the pod is over without it");
+        state.slots[..2].iter_mut().for_each(|slot| slot.image = image(Kind::Wasm));
+        state.slots[2].image = image(Kind::Oci);
+        assert_eq!(handler_of(&state), Some("wasm".into()), "its image is not asked");
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,10 +1,11 @@
 //! What a worker knows of its pod. Plain data: [`super::plan`] decides on it, [`super::status`] tells it to the API.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{Container, EphemeralContainer, Pod, PodSpec};
 use tokio::time::Instant;
 
 use super::backoff::{Restarts, Tries};
@@ -18,6 +19,20 @@ pub enum Role {
     /// An init container that keeps running (`restartPolicy: Always`).
     Sidecar,
     Main,
+    /// Added while the pod runs, to look into it. Runs once, and the pod does not depend on it.
+    Ephemeral,
+}
+
+impl Role {
+    /// Whether it runs before the main containers.
+    pub fn is_init(self) -> bool {
+        matches!(self, Self::Init | Self::Sidecar)
+    }
+
+    /// Whether the pod's life depends on it: whether it is initialized, ready, over.
+    pub fn counts(self) -> bool {
+        self != Self::Ephemeral
+    }
 }
 
 /// One run of a container, as the runtime tells it.
@@ -120,9 +135,9 @@ pub struct Slot {
 }
 
 impl Slot {
-    fn new(container: &Container, role: Role) -> Self {
+    fn new(name: &str, role: Role) -> Self {
         Self {
-            name: container.name.clone(),
+            name: name.to_owned(),
             role,
             image: ImageState::Wanted,
             current: None,
@@ -253,10 +268,10 @@ impl State {
             } else {
                 Role::Init
             };
-            Slot::new(container, role)
+            Slot::new(&container.name, role)
         });
-        let main = spec.containers.iter().map(|container| Slot::new(container, Role::Main));
-        Self {
+        let main = spec.containers.iter().map(|container| Slot::new(&container.name, Role::Main));
+        let mut state = Self {
             slots: init.chain(main).collect(),
             sandbox: None,
             sandbox_attempts: 0,
@@ -272,6 +287,17 @@ impl State {
             over: false,
             chosen: None,
             handler: if spec.runtime_class_name.is_some() { Handler::Unknown } else { Handler::Auto },
+        };
+        state.add_ephemeral(spec);
+        state
+    }
+
+    /// Knows the ephemeral containers of the pod that came since. Behind the others, so that these keep their places.
+    pub fn add_ephemeral(&mut self, spec: &PodSpec) {
+        for container in spec.ephemeral_containers.iter().flatten() {
+            if !self.slots.iter().any(|slot| slot.name == container.name) {
+                self.slots.push(Slot::new(&container.name, Role::Ephemeral));
+            }
         }
     }
 
@@ -285,9 +311,44 @@ impl State {
 }
 
 /// The container of a slot.
-pub fn container<'a>(pod: &'a Pod, name: &str) -> Option<&'a Container> {
+pub fn container<'a>(pod: &'a Pod, name: &str) -> Option<Cow<'a, Container>> {
     let spec = pod.spec.as_ref()?;
-    spec.init_containers.iter().flatten().chain(&spec.containers).find(|container| container.name == name)
+    let mut lasting = spec.init_containers.iter().flatten().chain(&spec.containers);
+    lasting.find(|container| container.name == name).map(Cow::Borrowed).or_else(|| {
+        let mut ephemeral = spec.ephemeral_containers.iter().flatten();
+        ephemeral.find(|container| container.name == name).map(|container| Cow::Owned(common(container)))
+    })
+}
+
+/// An ephemeral container's part that other containers have too; no probes, ports, hooks or resources, which it may not have.
+fn common(container: &EphemeralContainer) -> Container {
+    let of = container.clone();
+    Container {
+        name: of.name,
+        image: of.image,
+        command: of.command,
+        args: of.args,
+        working_dir: of.working_dir,
+        env_from: of.env_from,
+        env: of.env,
+        volume_mounts: of.volume_mounts,
+        volume_devices: of.volume_devices,
+        termination_message_path: of.termination_message_path,
+        termination_message_policy: of.termination_message_policy,
+        image_pull_policy: of.image_pull_policy,
+        security_context: of.security_context,
+        stdin: of.stdin,
+        stdin_once: of.stdin_once,
+        tty: of.tty,
+        ..Container::default()
+    }
+}
+
+/// The container whose processes this one shall see; empty if it is no ephemeral one or names none.
+pub fn target<'a>(pod: &'a Pod, name: &str) -> &'a str {
+    let ephemeral = pod.spec.iter().flat_map(|spec| spec.ephemeral_containers.iter().flatten());
+    let named = ephemeral.into_iter().find(|container| container.name == name);
+    named.and_then(|container| container.target_container_name.as_deref()).unwrap_or_default()
 }
 
 /// Changes exactly when a running container must be replaced: its image is the one mutable field that asks for it.

@@ -38,7 +38,9 @@ pub fn compute(pod: &Pod, state: &State, before: &PodStatus, context: &Context<'
     let mains: Vec<ContainerStatus> =
         state.slots.iter().filter(|slot| slot.role == Role::Main).map(tell).collect();
     let inits: Vec<ContainerStatus> =
-        state.slots.iter().filter(|slot| slot.role != Role::Main).map(tell).collect();
+        state.slots.iter().filter(|slot| slot.role.is_init()).map(tell).collect();
+    let ephemeral: Vec<ContainerStatus> =
+        state.slots.iter().filter(|slot| slot.role == Role::Ephemeral).map(tell).collect();
     let phase = phase(state, policy, finish, before);
     let expired = state.expired && phase == "Failed";
 
@@ -65,6 +67,7 @@ pub fn compute(pod: &Pod, state: &State, before: &PodStatus, context: &Context<'
         qos_class: before.qos_class.clone().or_else(|| Some(Qos::of(spec).name().to_owned())),
         container_statuses: Some(mains),
         init_container_statuses: (!inits.is_empty()).then_some(inits),
+        ephemeral_container_statuses: (!ephemeral.is_empty()).then_some(ephemeral),
         ..before.clone()
     }
 }
@@ -76,7 +79,7 @@ fn initialized(state: &State) -> bool {
         || state.slots.iter().all(|slot| match slot.role {
             Role::Init => slot.exit().is_some_and(|exit| exit.code == 0),
             Role::Sidecar => slot.started,
-            Role::Main => true,
+            Role::Main | Role::Ephemeral => true,
         })
 }
 
@@ -148,14 +151,15 @@ fn tell_container(
     let ready = match slot.role {
         Role::Init => slot.exit().is_some_and(|exit| exit.code == 0),
         Role::Sidecar | Role::Main => slot.ready && slot.running(),
+        Role::Ephemeral => false, // nobody asks it
     };
     ContainerStatus {
         name: slot.name.clone(),
-        image: spec.and_then(|spec| spec.image.clone()).unwrap_or_default(),
+        image: spec.as_ref().and_then(|spec| spec.image.clone()).unwrap_or_default(),
         image_id: record.map(|record| record.image_id.clone()).unwrap_or_default(),
         container_id: record.map(|record| format!("{}://{}", context.runtime, record.id)),
         ready,
-        started: Some(slot.started && slot.running()),
+        started: slot.role.counts().then_some(slot.started && slot.running()),
         restart_count: i32::try_from(slot.restarts).unwrap_or(i32::MAX),
         state: Some(state),
         last_state: Some(last.unwrap_or_default()),
@@ -166,7 +170,8 @@ fn tell_container(
 /// Why the container does not run though it should; none while it is simply being made.
 fn waiting(pod: &Pod, slot: &Slot, initialized: bool, context: &Context<'_>) -> Option<ContainerState> {
     if let ImageState::Failed { error, shown, .. } = &slot.image {
-        let image = container(pod, &slot.name).and_then(|spec| spec.image.as_deref()).unwrap_or_default();
+        let spec = container(pod, &slot.name);
+        let image = spec.as_ref().and_then(|spec| spec.image.as_deref()).unwrap_or_default();
         return Some(if *shown && error.reason() == "ErrImagePull" {
             wait(
                 "ImagePullBackOff",
@@ -246,7 +251,7 @@ fn conditions(
     let unready: Vec<&str> = state
         .slots
         .iter()
-        .filter(|slot| slot.role != Role::Init && !(slot.ready && slot.running()))
+        .filter(|slot| slot.role.counts() && slot.role != Role::Init && !(slot.ready && slot.running()))
         .map(|slot| slot.name.as_str())
         .collect();
     let completed = (false, "PodCompleted".to_owned(), String::new());
@@ -356,6 +361,7 @@ mod tests {
 
     use serde_json::json;
 
+    use super::super::state::target;
     use super::*;
     use crate::images::{self, Image, Kind};
     use crate::pod::backoff::Tries;
@@ -558,6 +564,30 @@ mod tests {
         assert_eq!(status.phase.as_deref(), Some("Running"));
         assert_eq!(condition(&status, "Ready").status, "True");
         assert!(status.init_container_statuses.unwrap()[0].ready);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_ephemeral_container_is_told_apart_and_counts_for_nothing() {
+        let mut pod = pod("Always", &[], &["a"]);
+        let mut state = up(&pod);
+        run(&mut state.slots[0]);
+        let look = json!([{"name": "look", "image": "i/look:1", "targetContainerName": "a"}]);
+        pod.spec.as_mut().unwrap().ephemeral_containers = serde_json::from_value(look).unwrap();
+        state.add_ephemeral(pod.spec.as_ref().unwrap());
+        let status = compute(&pod, &state, &PodStatus::default(), &context());
+        let told = &status.ephemeral_container_statuses.as_ref().unwrap()[0];
+        assert_eq!((reason(told), told.image.as_str()), (Some("ContainerCreating"), "i/look:1"));
+        assert_eq!(status.container_statuses.as_ref().unwrap().len(), 1);
+        assert_eq!(status.init_container_statuses, None);
+        run(&mut state.slots[1]);
+        end(&mut state.slots[1], 1);
+        let status = compute(&pod, &state, &status, &context());
+        let told = &status.ephemeral_container_statuses.as_ref().unwrap()[0];
+        assert_eq!(told.state.as_ref().unwrap().terminated.as_ref().unwrap().exit_code, 1);
+        assert_eq!((told.ready, told.started, told.restart_count), (false, None, 0));
+        assert_eq!(status.phase.as_deref(), Some("Running"));
+        assert_eq!(condition(&status, "Ready").status, "True");
+        assert_eq!((target(&pod, "look"), target(&pod, "a")), ("a", ""));
     }
 
     #[tokio::test(start_paused = true)]

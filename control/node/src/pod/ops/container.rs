@@ -30,10 +30,18 @@ pub enum StartError {
     Create(String),
 }
 
+/// The container whose processes an ephemeral one shall see.
+pub struct Target {
+    pub name: String,
+    /// Of its newest run, if it ever ran.
+    pub id: Option<String>,
+}
+
 /// What [`start`] needs beside the pod.
 pub struct Start {
     pub slot: usize,
     pub container: Container,
+    pub target: Option<Target>,
     pub attempt: u32,
     pub sandbox: Sandbox,
     pub image: Arc<Image>,
@@ -74,6 +82,13 @@ const START_ERROR: &str = "StartError";
 
 async fn start_container(shared: &Shared, pod: &Pod, what: &Start) -> Result<Record, StartError> {
     let Start { container, attempt, sandbox, image, .. } = what;
+    let target = match &what.target {
+        Some(Target { name, id: None }) => {
+            return Err(StartError::Config(config::Error::NoTarget(name.clone())));
+        }
+        Some(Target { id: Some(id), .. }) => Some(id.as_str()),
+        None => None,
+    };
     let facts = facts(shared, pod, &sandbox.ips);
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     let mut found = Found::new();
@@ -99,6 +114,7 @@ async fn start_container(shared: &Shared, pod: &Pod, what: &Start) -> Result<Rec
         env: &env,
         volumes: &what.volumes,
         files: &files,
+        target,
     };
     let config = config::container(&parts).map_err(StartError::Config)?;
 

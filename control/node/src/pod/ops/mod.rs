@@ -23,7 +23,7 @@ use crate::images::{self, Image};
 use crate::logs;
 use crate::volumes::{self, Ready};
 
-pub use container::{Start, StartError, Stop, look, start, stop, words};
+pub use container::{Start, StartError, Stop, Target, look, start, stop, words};
 pub use image::image;
 pub use object::{appears, class, delete, write};
 pub use record::{exit, now, record_of};

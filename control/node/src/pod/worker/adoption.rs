@@ -1,13 +1,13 @@
 //! Taking over what the runtime has of the pod: after a start of the agent, or of the runtime.
 
-use k8s_openapi::api::core::v1::PodStatus;
+use k8s_openapi::api::core::v1::{ContainerStatus, PodStatus};
 use tokio::time::Instant;
 use wharf_cri::v1;
 
 use super::super::Inventory;
 use super::super::backoff::{Restarts, Tries};
 use super::super::ops::{self, Adopted};
-use super::super::state::{ImageState, PodDoing, Run, container, hash};
+use super::super::state::{Exit, ImageState, PodDoing, Record, Run, container, hash};
 use super::{Worker, grace_of, unknown_exit};
 
 impl Worker {
@@ -55,7 +55,7 @@ impl Worker {
                     slot.backoff = Restarts::after(record.attempt);
                     slot.last = runs.map(ops::record_of).find(|record| record.exit().is_some());
                     slot.image = ImageState::Wanted;
-                    let changed = container(&pod, &name).is_some_and(|spec| hash(spec) != record.hash);
+                    let changed = container(&pod, &name).is_some_and(|spec| hash(&spec) != record.hash);
                     let running = record.running();
                     let over = record.exit().is_some();
                     slot.restart_at = over.then_some(now);
@@ -91,7 +91,9 @@ impl Worker {
     /// What was told before the restart had them; else they are read from files.
     fn read_last_words(&mut self, index: usize, status: v1::ContainerStatus) {
         let told: PodStatus = serde_json::from_slice(&self.reported).unwrap_or_default();
-        let statuses = told.container_statuses.into_iter().chain(told.init_container_statuses).flatten();
+        let statuses =
+            [told.container_statuses, told.init_container_statuses, told.ephemeral_container_statuses];
+        let statuses = statuses.into_iter().flatten().flatten();
         let states = statuses.flat_map(|told| [told.state, told.last_state]).flatten();
         let mut ends = states.filter_map(|state| state.terminated);
         let known = ends.find(|end| end.container_id.as_ref().is_some_and(|id| id.ends_with(&status.id)));
@@ -102,5 +104,50 @@ impl Worker {
                 self.ops.spawn(words);
             }
         }
+    }
+}
+
+/// A run as the API was told of it; none if it had not begun.
+pub(super) fn told(status: &ContainerStatus) -> Option<Record> {
+    let (_, id) = status.container_id.as_ref()?.split_once("://")?;
+    let state = status.state.as_ref()?;
+    let run = if let Some(running) = &state.running {
+        Run::Running { since: running.started_at.as_ref()?.0 }
+    } else {
+        let end = state.terminated.as_ref()?;
+        Run::Exited(Exit {
+            started: end.started_at.as_ref()?.0,
+            finished: end.finished_at.as_ref()?.0,
+            code: end.exit_code,
+            reason: end.reason.clone().unwrap_or_default(),
+            message: end.message.clone().unwrap_or_default(),
+        })
+    };
+    let hash = String::new(); // its image does not change
+    Some(Record { id: id.to_owned(), attempt: 0, hash, image_id: status.image_id.clone(), run })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn what_was_told_of_a_run_is_understood_again() {
+        let told = |status: serde_json::Value| told(&serde_json::from_value(status).unwrap());
+        let begun = "2026-01-02T03:04:05Z";
+        let of = |state: serde_json::Value| {
+            json!({"name": "look", "image": "i", "imageID": "sha256:1", "ready": false, "restartCount": 0,
+                   "containerID": "wharf://c-1", "state": state})
+        };
+        let running = told(of(json!({"running": {"startedAt": begun}}))).unwrap();
+        assert_eq!((running.id.as_str(), running.running()), ("c-1", true));
+        let end = json!({"exitCode": 3, "startedAt": begun, "finishedAt": begun, "reason": "Error"});
+        assert_eq!(told(of(json!({"terminated": end}))).unwrap().exit().unwrap().code, 3);
+        assert_eq!(told(of(json!({"waiting": {"reason": "ContainerCreating"}}))), None);
+        assert_eq!(
+            told(json!({"name": "look", "image": "i", "imageID": "", "ready": false, "restartCount": 0})),
+            None
+        );
     }
 }

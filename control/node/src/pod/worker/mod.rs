@@ -5,6 +5,7 @@ mod probing;
 mod results;
 mod telling;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +26,7 @@ use super::ops::{self, Done};
 use super::plan::{Finish, RestartPolicy, Step, finish, plan};
 use super::state::{
     Doing, Ending, Exit, Handler, ImageState, PodDoing, Role, Run, Slot, State, VolumeState, container, hash,
+    target,
 };
 use super::status;
 use super::{Message, Shared, Snapshot};
@@ -98,10 +100,18 @@ impl Worker {
         let mut state = State::new(spec);
         let before = pod.status.clone().unwrap_or_default();
         state.over = matches!(before.phase.as_deref(), Some("Succeeded" | "Failed"));
-        let statuses =
-            before.init_container_statuses.iter().flatten().chain(before.container_statuses.iter().flatten());
-        for told in statuses {
+        let statuses = [
+            &before.init_container_statuses,
+            &before.container_statuses,
+            &before.ephemeral_container_statuses,
+        ];
+        for told in statuses.into_iter().flatten().flatten() {
             let Some(slot) = state.slots.iter_mut().find(|slot| slot.name == told.name) else { continue };
+            if slot.role == Role::Ephemeral {
+                // It runs once: if the runtime has lost it, that was it. A pod that is over is told no more.
+                slot.current = adoption::told(told).filter(|_| !state.over);
+                continue;
+            }
             // If the runtime has lost it, the next run is one more.
             let begun = told.container_id.is_some();
             slot.restarts = u32::try_from(told.restart_count).unwrap_or(0)
@@ -299,13 +309,20 @@ impl Worker {
         self.stop_probes(None);
     }
 
-    /// Images are what can change in a pod's spec: whoever runs another one must go.
+    /// Images are what can change in a pod's spec: whoever runs another one must go. And ephemeral containers come.
     fn spec_changed(&mut self, pod: &Pod) {
         let grace = grace_of(pod, None);
+        if let Some(spec) = &pod.spec {
+            self.state.add_ephemeral(spec);
+        }
         for slot in &mut self.state.slots {
             let Some(spec) = container(pod, &slot.name) else { continue };
             match &slot.current {
-                Some(record) if record.running() && record.hash != hash(spec) && slot.role != Role::Init => {
+                Some(record)
+                    if record.running()
+                        && record.hash != hash(&spec)
+                        && matches!(slot.role, Role::Main | Role::Sidecar) =>
+                {
                     slot.doomed.get_or_insert(grace);
                 }
                 Some(record) if record.running() => {}
@@ -408,6 +425,14 @@ impl Worker {
         wake
     }
 
+    /// Whose processes the container of a slot shall see, if anybody's.
+    fn target(&self, pod: &Pod, index: usize) -> Option<ops::Target> {
+        let name = target(pod, &self.state.slots[index].name);
+        let slot = self.state.slots.iter().find(|slot| slot.name == name)?;
+        let id = slot.current.as_ref().map(|record| record.id.clone());
+        Some(ops::Target { name: name.to_owned(), id })
+    }
+
     fn begin(&mut self, pod: &Arc<Pod>, step: Step, now: Instant) {
         let (shared, pod) = (self.shared.clone(), pod.clone());
         match step {
@@ -418,7 +443,7 @@ impl Worker {
             }
             Step::Image(index) => {
                 let slot = &mut self.state.slots[index];
-                let Some(container) = container(&pod, &slot.name).cloned() else { return };
+                let Some(container) = container(&pod, &slot.name).map(Cow::into_owned) else { return };
                 slot.doing = Some(Doing::Pulling);
                 let config = super::config::sandbox(
                     &pod,
@@ -453,9 +478,10 @@ impl Worker {
                 self.ops.spawn(ops::sandbox(shared, pod, handler, attempt, clean));
             }
             Step::Start(index) => {
+                let target = self.target(&pod, index);
                 let slot = &mut self.state.slots[index];
                 let (Some(container), Some(sandbox), Some(volumes)) =
-                    (container(&pod, &slot.name).cloned(), &self.state.sandbox, &self.volumes)
+                    (container(&pod, &slot.name), &self.state.sandbox, &self.volumes)
                 else {
                     return;
                 };
@@ -466,7 +492,8 @@ impl Worker {
                 let ended = slot.exit().is_some();
                 let start = ops::Start {
                     slot: index,
-                    container,
+                    container: container.into_owned(),
+                    target,
                     attempt: slot.restarts + u32::from(ended),
                     sandbox: sandbox.clone(),
                     image: image.clone(),
@@ -484,7 +511,7 @@ impl Worker {
                 let slot = &mut self.state.slots[slot];
                 // A stop that is hurried up has its hook on its way already.
                 let first = !matches!(slot.doing, Some(Doing::Stopping { .. }));
-                let hook = container(&pod, &slot.name).cloned().filter(|_| first);
+                let hook = container(&pod, &slot.name).map(Cow::into_owned).filter(|_| first);
                 slot.doing = Some(Doing::Stopping { kill_at: now + grace });
                 let stop = ops::Stop { asked, name: slot.name.clone(), grace, container: hook };
                 self.ops.spawn(ops::stop(shared, pod, stop));

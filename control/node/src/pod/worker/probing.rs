@@ -1,5 +1,6 @@
 //! What a container's probes say, and which of them run.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
@@ -36,7 +37,7 @@ impl Worker {
             }
             (Purpose::Liveness, true) => {}
             (Purpose::Startup | Purpose::Liveness, false) => {
-                let own = purpose.of(spec).and_then(|probe| probe.termination_grace_period_seconds);
+                let own = purpose.of(&spec).and_then(|probe| probe.termination_grace_period_seconds);
                 slot.doomed = Some(grace_of(&pod, own));
                 let message = format!(
                     "Container {name} failed {} probe, will be restarted",
@@ -68,7 +69,8 @@ impl Worker {
         }
         let pod = self.pod();
         let slot = &self.state.slots[index];
-        let (Some(spec), Some(record)) = (container(&pod, &slot.name).cloned(), &slot.current) else {
+        let (Some(spec), Some(record)) = (container(&pod, &slot.name).map(Cow::into_owned), &slot.current)
+        else {
             return;
         };
         let (name, id) = (slot.name.clone(), record.id.clone());
@@ -113,7 +115,7 @@ impl Worker {
     /// A container was started: it runs for the rest of us when its postStart hook, if it has one, is done.
     pub(super) fn begin_hook(&mut self, index: usize, id: String) {
         let pod = self.pod();
-        let spec = container(&pod, &self.state.slots[index].name).cloned();
+        let spec = container(&pod, &self.state.slots[index].name).map(Cow::into_owned);
         let hook = spec.as_ref().and_then(|spec| spec.lifecycle.as_ref()?.post_start.clone());
         let (Some(spec), Some(hook)) = (spec, hook) else { return self.runs(index, None) };
         let asked = self.asked(&pod, &id);

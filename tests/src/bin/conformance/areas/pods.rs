@@ -88,8 +88,14 @@ pub fn rows() -> Vec<Row> {
         run("run command --image=registry.wharf/busybox:1 --labels=a=b --env=X=y --command --dry-run=client -o yaml -- sh").says(&["command:", "a: b"]),
         run("run Bad_Name --image=x").fails().says(&["* metadata.name: Invalid value: \"Bad_Name\": a lowercase RFC 1123 subdomain*"]),
         // debug
-        run("debug clock --image=registry.wharf/busybox:1 --container=look --profile=general -- sh -c 'echo looking'").says(&["*"]),
+        run("debug clock --image=registry.wharf/busybox:1 --container=look --profile=general -- sh -c 'echo looking'").hides(&["error"]),
         run("logs clock -c look").at_last().says(&["looking"]),
+        run("debug -i shell --image=registry.wharf/busybox:1 --container=within --target=main --profile=general -- sh -c 'read line; echo $line; cat /proc/1/cmdline; sleep 1'")
+            .reads("among the others\n").goes_on().says(&["among the others", "*echo one; echo two*"]),
+        run("debug guest --image=registry.wharf/greeter:1 --container=beside --profile=general").hides(&["error"]),
+        run("get pod guest -o jsonpath={.status.ephemeralContainerStatuses[0].state}").at_last().says(&["*startedAt*"]),
+        run("debug guest --image=registry.wharf/greeter:1 --container=main --profile=general").fails().says(&["*main*"]),
+        run("describe pod clock").says(&["Ephemeral Containers:", "look:", "Exit Code: 0"]),
         run("debug shell --copy-to=copied --container=main --set-image=main=registry.wharf/busybox:1 -- sh -c 'echo copied; sleep 99'").hides(&["error"]),
         run("logs copied -c main").at_last().says(&["copied"]),
         run("debug node/node-1 --image=registry.wharf/busybox:1 --profile=general -- sh -c 'echo on a node'").says(&["Creating debugging pod node-debugger-node-1-* with container debugger on node node-1."]),
