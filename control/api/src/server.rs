@@ -40,6 +40,9 @@ use crate::{Body, Config, Error, Extra, UserInfo, discovery, object, openapi};
 
 /// Bodies of API requests; the value of kube-apiserver.
 const BODY_MAX: usize = 3 << 20;
+/// What is read of a body that is larger, and dropped, and for how long.
+const DRAIN_MAX: usize = 64 << 20;
+const DRAIN: Duration = Duration::from_secs(5);
 /// How clients of mounted services are told to say who they are.
 const CHALLENGE: &str = "Basic realm=\"wharf\"";
 
@@ -508,13 +511,25 @@ fn check_scope(kind: &Kind, path: &ResourcePath, verb: Verb) -> Result<()> {
     }
 }
 
-async fn read_body(body: Body) -> Result<Bytes> {
-    match Limited::new(body, BODY_MAX).collect().await {
+async fn read_body(mut body: Body) -> Result<Bytes> {
+    match Limited::new(&mut body, BODY_MAX).collect().await {
         Ok(body) => Ok(body.to_bytes()),
         Err(error) if error.downcast_ref::<LengthLimitError>().is_some() => {
+            let _ = tokio::time::timeout(DRAIN, drain(body)).await;
             Err(Status::too_large_body(BODY_MAX))
         }
         Err(error) => Err(Status::bad_request(format!("the body could not be read: {error}"))),
+    }
+}
+
+/// Reads on: a client that still sends when its connection is closed does not see the answer.
+async fn drain(mut body: Body) {
+    let mut left = DRAIN_MAX;
+    while let Some(Ok(frame)) = body.frame().await {
+        match left.checked_sub(frame.data_ref().map_or(0, Bytes::len)) {
+            Some(less) => left = less,
+            None => return,
+        }
     }
 }
 

@@ -34,14 +34,14 @@ pub enum Error {
 pub fn json_patch(object: &mut Value, patch: &[u8]) -> Result<(), Error> {
     let malformed = |error: serde_json::Error| Error::Malformed(format!("error decoding patch: {error}"));
     let operations: Vec<Map<String, Value>> = serde_json::from_slice(patch).map_err(malformed)?;
-    let patch: Patch =
-        serde_json::from_value(operations.into()).map_err(|error| Error::Rejected(error.to_string()))?;
-    if patch.len() > MAX_OPERATIONS {
+    if operations.len() > MAX_OPERATIONS {
         return Err(Error::TooLarge(format!(
             "The allowed maximum operations in a JSON patch is {MAX_OPERATIONS}, got {}",
-            patch.len()
+            operations.len()
         )));
     }
+    let patch: Patch =
+        serde_json::from_value(operations.into()).map_err(|error| Error::Rejected(error.to_string()))?;
     let mut copied = 0;
     for operation in patch.iter() {
         let moved = match operation {
