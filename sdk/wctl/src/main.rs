@@ -10,9 +10,11 @@ mod api;
 mod apply;
 mod command;
 mod events;
+mod history;
 mod image;
 mod manifest;
 mod output;
+mod progress;
 mod remote;
 mod resource;
 mod rollout;
@@ -24,9 +26,9 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use command::{
-    apply as apply_command, attach, cp, delete, describe, diff, down, edit, events as events_command, exec,
-    explain, get, image as image_command, logs, node, port_forward, rollout as rollout_command, scale,
-    status, token, top, up, version, wait,
+    apply as apply_command, attach, certificate, cp, create, delete, describe, diff, down, edit,
+    events as events_command, exec, explain, get, image as image_command, logs, node, port_forward,
+    rollout as rollout_command, scale, status, token, top, up, version, wait,
 };
 
 /// Run wasm microservices and OCI containers on one cluster.
@@ -69,6 +71,8 @@ enum Command {
     Status(status::Options),
     /// Create or change objects as files say
     Apply(apply_command::Options),
+    /// Make an object without a file
+    Create(create::Options),
     /// Show what an apply would change
     Diff(diff::Options),
     /// Change an object in an editor
@@ -99,7 +103,7 @@ enum Command {
     PortForward(port_forward::Options),
     /// Set the number of replicas
     Scale(scale::Options),
-    /// Follow or undo the rollout of a Deployment
+    /// Follow, stop or undo the rollout of a workload
     Rollout(rollout_command::Options),
     /// Let no new pods onto nodes
     Cordon(node::Named),
@@ -111,6 +115,8 @@ enum Command {
     Node(node::Options),
     /// Work with the tokens by which machines join
     Token(token::Options),
+    /// Approve or deny certificate requests
+    Certificate(certificate::Options),
     /// Work with images
     Image(image_command::Options),
     /// Print the versions of wctl and of the cluster
@@ -149,6 +155,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Down(options) => down::run(options, &global),
         Command::Status(options) => status::run(options, &global).await,
         Command::Apply(options) => apply_command::run(options, &global).await,
+        Command::Create(options) => create::run(options, &global).await,
         Command::Edit(options) => edit::run(options, &global).await,
         Command::Describe(options) => describe::run(options, &global).await,
         Command::Explain(options) => explain::run(options, &global).await,
@@ -169,6 +176,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Node(options) => node::run(options, &global).await,
         Command::Top(options) => top::run(options, &global).await,
         Command::Token(options) => token::run(options, &global).await,
+        Command::Certificate(options) => certificate::run(options, &global).await,
         Command::Image(options) => image_command::run(options, &global).await,
         Command::Version(options) => version::run(options, &global).await,
     };

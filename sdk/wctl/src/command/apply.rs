@@ -63,9 +63,10 @@ pub async fn run(options: Options, global: &Global) -> anyhow::Result<()> {
     }
     if options.wait && !options.dry_run {
         for (resource, namespace, name) in applied {
-            let done = rollout::wait(&api, resource, &namespace, name, options.timeout).await?;
-            if done != "is there" {
-                output::line(&format!("{}/{name} {done}", resource.name()));
+            if let Some(done) =
+                rollout::wait(&api, resource, &namespace, name, options.timeout, |_| ()).await?
+            {
+                output::line(&done);
             }
         }
     }

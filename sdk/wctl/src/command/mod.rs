@@ -2,7 +2,9 @@
 
 pub mod apply;
 pub mod attach;
+pub mod certificate;
 pub mod cp;
+pub mod create;
 pub mod delete;
 pub mod describe;
 pub mod diff;

@@ -6,6 +6,7 @@ use anyhow::{Context as _, bail};
 use clap::Subcommand;
 use futures::stream::{self, StreamExt as _};
 use http::Method;
+use indicatif::ProgressBar;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -110,7 +111,7 @@ pub async fn run(options: Options, global: &Global) -> anyhow::Result<()> {
 }
 
 /// The cluster of this machine that the context speaks to, if it is one.
-fn local(api: &Api, global: &Global) -> Option<wharf_local::Cluster> {
+pub fn local(api: &Api, global: &Global) -> Option<wharf_local::Cluster> {
     let mut clusters = wharf_local::list(&global.layout()).into_iter();
     clusters.find(|cluster| cluster.runs() && cluster.url().is_some_and(|url| url == api.server))
 }
@@ -212,7 +213,7 @@ async fn empty(api: &Api, node: &str, how: &How) -> anyhow::Result<()> {
     let bar = output::spinner(format!("draining {node}"));
     let total = leaving.len();
     let mut going =
-        stream::iter(leaving).map(|pod| evict(api, kind, pod, how, until)).buffer_unordered(AT_ONCE);
+        stream::iter(leaving).map(|pod| evict(api, kind, pod, how, until, &bar)).buffer_unordered(AT_ONCE);
     let (mut gone, mut failed) = (0, Vec::new());
     while let Some(done) = going.next().await {
         match done {
@@ -233,7 +234,14 @@ async fn empty(api: &Api, node: &str, how: &How) -> anyhow::Result<()> {
 }
 
 /// Evicts a pod and waits until it is gone.
-async fn evict(api: &Api, kind: &Resource, pod: &Value, how: &How, until: Instant) -> anyhow::Result<String> {
+async fn evict(
+    api: &Api,
+    kind: &Resource,
+    pod: &Value,
+    how: &How,
+    until: Instant,
+    bar: &ProgressBar,
+) -> anyhow::Result<String> {
     let (namespace, name) = of_pod(pod);
     let path = format!("{}/eviction", kind.object(namespace, name));
     let mut options = json!({"preconditions": {"uid": pod["metadata"]["uid"]}});
@@ -254,7 +262,16 @@ async fn evict(api: &Api, kind: &Resource, pod: &Value, how: &How, until: Instan
             Err(error) if refused(&error).is_some_and(|no| matches!(no.code, 404 | 409)) => {
                 return Ok(format!("pod/{name} -n {namespace} is gone"));
             }
-            Err(error) if refused(&error).is_some_and(|no| no.code == 429) => error,
+            Err(error) if refused(&error).is_some_and(|no| no.code == 429) => {
+                // As kubectl tells it, at each try.
+                bar.suspend(|| {
+                    eprintln!(
+                        "error when evicting pods/{name:?} -n {namespace:?} (will retry after {} s): {error}",
+                        REFUSED_AGAIN.as_secs()
+                    );
+                });
+                error
+            }
             Err(error) => return Err(error.context(format!("pod {namespace}/{name}"))),
         };
         if Instant::now() + REFUSED_AGAIN > until {

@@ -63,6 +63,13 @@ pub async fn run(options: Options, global: &Global) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A pod template, told to people.
+pub fn template(template: &Value) -> String {
+    let mut page = Page::default();
+    pod::template(&mut page, template);
+    page.text().trim_end().to_owned()
+}
+
 async fn pods_on(api: &Api, node: &str) -> anyhow::Result<Vec<Value>> {
     let field = format!("spec.nodeName={node}");
     let mut list = api.get(&with_query("/api/v1/pods", [("fieldSelector", field.as_str())])).await?;
