@@ -4,7 +4,10 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
+use std::time::{Duration, SystemTime};
+
 use serde_json::{Value, json};
+use wharf_tests::manifest::{self, container_status};
 use wharf_tests::{Cluster, assets, eventually};
 
 const TOKEN: &str = "abcdef.fedcba9876543210";
@@ -32,7 +35,7 @@ impl Machine<'_> {
         command
             .args(["--node-address=10.64.0.11", "--node-port=10260"])
             .arg(format!("--node-name={}", self.name));
-        if !arguments.iter().any(|argument| argument.starts_with("--server=")) {
+        if !arguments.iter().any(|argument| argument.starts_with("--server")) {
             command.arg("--server=https://10.64.0.11:6443");
         }
         command.args(arguments);
@@ -139,15 +142,16 @@ fn a_machine_with_a_token_becomes_a_node_and_one_without_a_good_one_is_told_why_
     foreign.fails_with(&[&token, &theirs], &["certificate"]);
     drop(other);
 
-    // The command that `wctl` prints joins it, but for the server's address in the cluster's network.
-    let printed = cluster.wctl(&["token", "create", "--print-join-command", "--ttl", "10m"]).ok();
+    // The command that `wctl` prints joins it, as it is.
+    let said = cluster.wctl(&["token", "create", "--print-join-command", "--ttl", "10m"]);
+    assert!(said.stderr.contains("has a network of its own on this machine"), "{said}");
+    let printed = said.ok();
     let words: Vec<&str> = printed.split_whitespace().collect();
-    assert_eq!(words[..3], ["wharf", "node", "--server"], "{printed}");
-    assert!(words[3].starts_with("https://127.0.0.1:"), "{printed}");
+    assert_eq!(words[..4], ["wharf", "node", "--server", "https://10.64.0.11:6443"], "{printed}");
     let (id, _) = words[5].split_once('.').expect("a token");
     let user = format!("system:bootstrap:{id}");
     assert!(cluster.wctl(&["token", "list"]).ok().contains(id));
-    let running = machine.start(&words[4..]);
+    let running = machine.start(&words[2..]);
     let node = || cluster.wctl(&["get", "node", "extra"]).code;
     eventually("it is a node", || (node() == Some(0)).then_some(()).ok_or(format!("{:?}", node())));
     let serving = machine.pki().join("serving.crt");
@@ -155,11 +159,73 @@ fn a_machine_with_a_token_becomes_a_node_and_one_without_a_good_one_is_told_why_
     assert_eq!(requests(&cluster, &user).len(), 1);
     drop(running);
     cluster.wctl(&["token", "delete", id]).ok();
-    machine_is_refused_with(&cluster, &words[4..]);
+    machine_is_refused_with(&cluster, &words[2..]);
     // Another start takes what it has: no token, no request.
     cluster.wctl(&["delete", "node", "extra"]).ok();
     let _running = machine.start(&[]);
     eventually("it is a node again", || (node() == Some(0)).then_some(()).ok_or(format!("{:?}", node())));
     assert_eq!(requests(&cluster, &user).len(), 1);
     assert_eq!(requests(&cluster, "system:node:extra").len(), 1);
+}
+
+/// A container that runs until it is ended, on this node.
+fn placed(name: &str, image: &str, node: &str) -> Value {
+    let mut pod = manifest::pod(name, image, &[]);
+    pod["spec"]["containers"][0].as_object_mut().expect("an object").remove("args");
+    pod["spec"]["nodeName"] = json!(node);
+    pod
+}
+
+#[test]
+fn a_node_renews_its_certificates_while_it_serves_and_outlives_the_first_ones() {
+    const LIFE: Duration = Duration::from_secs(10);
+    let cluster = Cluster::down();
+    let life = format!("--cluster-signing-duration={}s", LIFE.as_secs());
+    cluster.wctl(&["up", &cluster.name, "--isolated", "--nodes", "2", &life]).ok();
+    cluster.push_images();
+    let pki = cluster.local().data.join("nodes/node-2/pki");
+    eventually("both certificates are there", || {
+        let missing = ["node.crt", "serving.crt"].into_iter().find(|file| !pki.join(file).exists());
+        missing.map_or(Ok(()), |file| Err(file.to_owned()))
+    });
+    let certificates = || {
+        ["node.crt", "serving.crt"]
+            .map(|file| std::fs::read_to_string(pki.join(file)).expect("a certificate"))
+    };
+    let (first, over) = (certificates(), SystemTime::now() + LIFE);
+    let apply = |pod: &Value| {
+        cluster.wctl_reading(&["apply", "-f", "-", "--wait", "--timeout", "60s"], &pod.to_string()).ok();
+    };
+    apply(&placed("before", "clock:1", "node-2"));
+    let ready = || {
+        let node = cluster.get(&["node", "node-2"]);
+        let conditions = node["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        let ready = conditions.into_iter().find(|one| one["type"] == "Ready").unwrap_or_default();
+        (ready["status"].clone(), ready["lastTransitionTime"].clone())
+    };
+    let since = ready();
+    assert_eq!(since.0, "True");
+    eventually("its first certificates are over", || match over.elapsed() {
+        Ok(past) if past > Duration::from_secs(1) => Ok(()), // certificates count whole seconds
+        other => Err(format!("{other:?}")),
+    });
+    let renewed = certificates();
+    assert!(renewed[0] != first[0] && renewed[1] != first[1], "both were renewed");
+
+    // What the node asks of the server, what the server asks of the node, and images, whose puller reads the file.
+    let lease = || cluster.get(&["lease", "node-2", "-n", "kube-node-lease"])["spec"]["renewTime"].clone();
+    let last = lease();
+    eventually("it goes on to renew its Lease", || match lease() {
+        same if same == last => Err(same.to_string()),
+        _ => Ok(()),
+    });
+    apply(&placed("after", "greeter:1", "node-2"));
+    assert!(!cluster.wctl(&["logs", "before"]).ok().is_empty());
+    assert_eq!(container_status(&cluster.get(&["pod", "before"]))["restartCount"], 0);
+    assert_eq!(ready(), since, "it was ready all the while");
+    // Two certificates, renewed at seven tenths of their life at the earliest.
+    let most =
+        2 * (2 + over.elapsed().unwrap_or_default().as_secs_f64() as usize / 7 + LIFE.as_secs() as usize / 7);
+    let asked = requests(&cluster, "system:node:node-2").len();
+    assert!(asked <= most, "{asked} requests, {most} would do");
 }

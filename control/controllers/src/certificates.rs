@@ -29,8 +29,6 @@ const CLIENT: &str = "kubernetes.io/kube-apiserver-client-kubelet";
 const SERVING: &str = "kubernetes.io/kubelet-serving";
 const NODES: &str = "system:nodes";
 const NODE_PREFIX: &str = "system:node:";
-/// What a certificate lives if the request does not say; a year, as in Kubernetes.
-const VALIDITY: Duration = Duration::from_secs(365 * 24 * 3600);
 /// How long a request is kept after its last verdict, and how long it may wait for one: kube-controller-manager's.
 const ENDED: SignedDuration = SignedDuration::from_hours(1);
 const PENDING: SignedDuration = SignedDuration::from_hours(24);
@@ -101,7 +99,9 @@ pub(crate) async fn run(context: Context) {
     let nodes = context.hub.view::<Node>();
     requests.ready().await;
     nodes.ready().await;
-    let pass = Certificates { rest: context.rest, requests: requests.clone(), nodes: nodes.clone(), ca };
+    let longest = context.config.signing_duration;
+    let pass =
+        Certificates { rest: context.rest, requests: requests.clone(), nodes: nodes.clone(), ca, longest };
     let asked = requests.clone();
     let controller = Controller::new("certificates", pass)
         .watches(&requests, |change| change.new.map(|_| change.key.clone()))
@@ -173,6 +173,8 @@ struct Certificates {
     requests: Store<SigningRequest>,
     nodes: Store<Node>,
     ca: Arc<Ca>,
+    /// What a certificate lives at most.
+    longest: Duration,
 }
 
 impl Pass for Certificates {
@@ -266,7 +268,8 @@ impl Certificates {
         request: &Request,
         purpose: Purpose,
     ) -> Result<(), api::Error> {
-        let validity = asked.spec.expiration_seconds.map_or(VALIDITY, Duration::from_secs);
+        let wanted = asked.spec.expiration_seconds.map_or(self.longest, Duration::from_secs);
+        let validity = wanted.min(self.longest);
         match self.ca.sign(request, purpose, validity) {
             Ok(pem) => {
                 info!(request = %key, user = request.user, ?purpose, "certificate issued");

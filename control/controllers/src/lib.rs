@@ -80,6 +80,9 @@ pub struct Config {
     pub ended_pods_kept: usize,
     /// What signs certificates of nodes; none are signed without.
     pub signer: Option<Arc<Ca>>,
+    /// What a certificate lives at most, and whenever its request does not say: Kubernetes' cluster-signing-duration, a
+    /// year.
+    pub signing_duration: Duration,
 }
 
 impl Config {
@@ -92,6 +95,7 @@ impl Config {
             node_grace: Duration::from_secs(40),
             ended_pods_kept: 12_500,
             signer: None,
+            signing_duration: Duration::from_secs(365 * 24 * 3600),
         }
     }
 }

@@ -28,7 +28,7 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// Ten years, as kubeadm gives its CA.
 const CA_VALIDITY: Duration = DAY.saturating_mul(3650);
 /// One year, as kubeadm gives the certificates it issues.
-const LEAF_VALIDITY: Duration = DAY.saturating_mul(365);
+pub const LEAF_VALIDITY: Duration = DAY.saturating_mul(365);
 /// Certificates start in the past by this much, for peers whose clock is behind.
 const BACKDATE: Duration = Duration::from_secs(5 * 60);
 
@@ -356,13 +356,17 @@ impl Pair {
         Some(Duration::from_secs_f64((left - whole * share).max(0.0)))
     }
 
-    /// The first certificate's life and what is left of it, in seconds.
+    /// The first certificate's life and what is left of it, in seconds. That it was dated back is no part of its life.
     fn life(&self) -> Option<(f64, f64)> {
         let der = certificates(&self.cert_pem).ok()?;
         let (_, cert) = x509_parser::parse_x509_certificate(der.first()?).ok()?;
         let (from, to) = (cert.validity().not_before.timestamp(), cert.validity().not_after.timestamp());
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).ok()?.as_secs_f64();
-        Some(((to - from).max(1) as f64, to as f64 - now))
+        let whole = match to - from - BACKDATE.as_secs() as i64 {
+            whole if whole > 0 => whole,
+            _ => (to - from).max(1), // another's, and short
+        };
+        Some((whole as f64, to as f64 - now))
     }
 
     /// Whether it can be used: it has not expired, the key is the certificate's, and it is for `user` at all `names`.
@@ -449,6 +453,8 @@ pub fn renewing_client_config(
     let builder = builder.map_err(Error::Tls)?.with_root_certificates(roots(ca_pem)?);
     let mut config = builder.with_client_cert_resolver(Arc::new(current.clone()));
     config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
+    // A session that goes on has the certificate that it began with.
+    config.resumption = rustls::client::Resumption::disabled();
     Ok(Arc::new(config))
 }
 

@@ -50,8 +50,23 @@ impl Current {
         Ok(())
     }
 
+    /// Tells whether it was replaced: equal as long as it was not.
+    pub fn shown(&self) -> Shown {
+        Shown(self.newest())
+    }
+
     fn newest(&self) -> Option<Arc<CertifiedKey>> {
         self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Which certificate [`Current`] had.
+#[derive(Debug, Clone)]
+pub struct Shown(Option<Arc<CertifiedKey>>);
+
+impl PartialEq for Shown {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.as_ref().map(Arc::as_ptr) == other.0.as_ref().map(Arc::as_ptr)
     }
 }
 

@@ -33,7 +33,7 @@ use wharf_sandbox::{Switch, netns};
 
 use crate::join::Wanted;
 use crate::pki::Pki;
-use crate::{node, server};
+use crate::{client, server};
 
 /// The network that joins the nodes of one development cluster; it exists in the cluster's namespaces alone. The
 /// first node is at .11, the next at .12.
@@ -84,6 +84,9 @@ pub struct Options {
     /// A node silent for this long is taken for unreachable
     #[arg(long, default_value = server::NODE_GRACE)]
     node_monitor_grace_period: SignedDuration,
+    /// What the certificates of those who ask for one live at most
+    #[arg(long, default_value = server::SIGNING_DURATION)]
+    cluster_signing_duration: SignedDuration,
 }
 
 pub fn run(options: Options) -> anyhow::Result<()> {
@@ -268,7 +271,7 @@ impl Invitation {
         let files = pki.files("admin");
         let admin = Current::new(&Pair::load(&files.cert, &files.key)?)?;
         let url = format!("https://127.0.0.1:{}", options.port);
-        let rest = Rest::new(node::client(&url, pki.ca.cert_pem(), &admin, None, START_DEADLINE)?);
+        let rest = Rest::new(client::client(&url, pki.ca.cert_pem(), &admin, None, START_DEADLINE)?);
         let token = Token::generate();
         let expires = jiff::Timestamp::now() + SignedDuration::try_from(INVITATION)?;
         let object = token.object(Some(expires), "nodes of this cluster's own machine");
@@ -379,6 +382,7 @@ fn server(options: &Options, node: &LocalNode, listener: OwnedFd, ready: Option<
         &format!("--listen-fd={}", listener.as_raw_fd()),
         &format!("--public-url=https://127.0.0.1:{}", options.port),
         &format!("--node-monitor-grace-period={}", options.node_monitor_grace_period),
+        &format!("--cluster-signing-duration={}", options.cluster_signing_duration),
         "--with-node",
     ]);
     arguments.extend(node_arguments(options, node));

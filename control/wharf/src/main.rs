@@ -9,6 +9,7 @@
 //! | `wharf keeper` | starts and restarts the others in a development cluster |
 //! | `wharf zygote`, `wasm-host`, `compile` | what the shim re-executes this program as; not for people |
 
+mod client;
 mod join;
 mod keeper;
 mod node;

@@ -8,16 +8,13 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
 use jiff::SignedDuration;
-use kube::client::ConfigExt as _;
 use tokio_util::sync::CancellationToken;
-use tower::ServiceBuilder;
 use wharf_kit::identity::{self, Pair};
 use wharf_kit::renew::{self, Current};
 use wharf_local::token::Token;
 
+use crate::client::client;
 use crate::join::{self, Wanted};
 use crate::pki::Pki;
 use crate::routes;
@@ -198,39 +195,6 @@ pub fn kept_identity(
     let names = [options.node_name.clone(), options.node_address.to_string()];
     let purpose = format!("{user},{}", options.node_address);
     pki.kept("node", &purpose, move |ca| ca.peer(&user, &["system:nodes"], &names), stop)
-}
-
-/// A client of the API server at `url`, which must show a certificate of `ca`: with the newest of `current`, or with
-/// a token. A connection whose other end is not heard of for `patience` is given up: a watch would wait for ever on
-/// one that was cut.
-pub fn client(
-    url: &str,
-    ca: &str,
-    current: &Current,
-    token: Option<String>,
-    patience: Duration,
-) -> anyhow::Result<kube::Client> {
-    let mut config = kube::Config::new(url.parse().with_context(|| format!("{url:?} is no URL"))?);
-    config.auth_info.token = token.map(Into::into);
-    let mut tcp = HttpConnector::new();
-    tcp.enforce_http(false);
-    tcp.set_nodelay(true);
-    tcp.set_connect_timeout(Some(patience));
-    tcp.set_keepalive(Some(patience / 2));
-    tcp.set_keepalive_interval(Some(patience / 2));
-    tcp.set_tcp_user_timeout(Some(patience));
-    let tls = identity::renewing_client_config(ca, current, &[])?;
-    let https = hyper_rustls::HttpsConnectorBuilder::new()
-        .with_tls_config(Arc::unwrap_or_clone(tls))
-        .https_only()
-        .enable_http1()
-        .wrap_connector(tcp);
-    let service = ServiceBuilder::new()
-        .layer(config.base_uri_layer())
-        .option_layer(config.auth_layer().context("use the token")?)
-        .map_err(tower::BoxError::from)
-        .service(hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build(https));
-    Ok(kube::Client::new(service, config.default_namespace))
 }
 
 fn lease(options: &NodeOptions) -> anyhow::Result<Duration> {

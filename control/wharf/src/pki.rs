@@ -144,6 +144,15 @@ contexts:
 current-context: wharf
 "#;
 
+/// A kubeconfig without a user: where the API is, and whom to trust.
+pub fn cluster_info(url: &str, ca_pem: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Config\nclusters:\n- name: \"\"\n  cluster:\n    server: {url}\n    \
+         certificate-authority-data: {}\n",
+        base64(ca_pem)
+    )
+}
+
 fn base64(text: &str) -> String {
     use base64::prelude::{BASE64_STANDARD, Engine as _};
     BASE64_STANDARD.encode(text)

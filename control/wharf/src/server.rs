@@ -1,6 +1,6 @@
 //! `wharf server`: the control plane in one process, and with `--with-node` the node agent too.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{FromRawFd as _, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use wharf_api::{ApiServer, TokenIssuer, TokenKeys, UserInfo};
 use wharf_image::registry::{self, Registry};
-use wharf_kit::api::Rest;
+use wharf_kit::api::{self, Kind, Object, Rest};
 use wharf_kit::client_ca::ClientCa;
 use wharf_kit::identity::{self, Ca, ClientAuth, Pair};
 use wharf_kit::leader::{Candidate, Timing};
@@ -24,7 +24,7 @@ use wharf_scheduler::Scheduler;
 use wharf_store::{Store, compactor};
 
 use crate::node::{self, NodeOptions};
-use crate::pki::Pki;
+use crate::pki::{self, Pki};
 use crate::store::{EtcdOptions, Location, Opened};
 
 /// How long lists go on and watches start from the past: what Kubernetes' clients are used to.
@@ -32,6 +32,9 @@ const HISTORY: Duration = Duration::from_secs(5 * 60);
 
 /// Kubernetes' default.
 pub const NODE_GRACE: &str = "40s";
+pub const SIGNING_DURATION: &str = "8760h";
+/// Less is over before its holder has asked for the next one.
+const SHORTEST: Duration = Duration::from_secs(5);
 
 /// Where a server keeps what is its own, unless it is told.
 pub const ROOT: &str = "/var/lib/wharf/server";
@@ -60,6 +63,10 @@ pub struct Options {
     /// The URL that the administrator's kubeconfig names
     #[arg(long, default_value = "https://127.0.0.1:6443")]
     public_url: String,
+    /// Address at which members of the cluster reach this server, at --listen's port; --listen's or the node's own if
+    /// none is given
+    #[arg(long)]
+    advertise_address: Option<IpAddr>,
     /// Further names or addresses of the API server's certificate
     #[arg(long)]
     san: Vec<String>,
@@ -72,6 +79,9 @@ pub struct Options {
     /// A node silent for this long is taken for unreachable
     #[arg(long, default_value = NODE_GRACE)]
     node_monitor_grace_period: SignedDuration,
+    /// What the certificates of those who ask for one live at most
+    #[arg(long, default_value = SIGNING_DURATION)]
+    cluster_signing_duration: SignedDuration,
     #[command(flatten)]
     node: NodeOptions,
 }
@@ -86,6 +96,9 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         Opened::Redb(store) => start_api(&options, &pki, store, &stop).await?,
         Opened::Etcd(store) => start_api(&options, &pki, store, &stop).await?,
     };
+    if let Some(url) = options.advertised() {
+        tell_members(&api, &url, pki.ca.cert_pem()).await.context("tell where the API server is")?;
+    }
     let mut tasks = tokio::task::JoinSet::new();
     for listener in listeners.into_iter().flatten() {
         let (api, stop) = (api.clone(), stop.clone());
@@ -119,6 +132,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let mut config = wharf_controllers::Config::new(pki.ca.cert_pem());
     config.node_grace =
         options.node_monitor_grace_period.try_into().context("--node-monitor-grace-period")?;
+    config.signing_duration = options.signing_duration()?;
     config.signer = Some(Arc::new(Ca::load(pki.ca.cert_pem(), pki.ca.key_pem())?));
     let start = move |stop| wharf_controllers::start(client.clone(), config.clone(), stop);
     let controllers = led("kube-controller-manager", Box::new(start));
@@ -142,6 +156,37 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     }
     tracing::info!("stopped");
     Ok(())
+}
+
+impl Options {
+    fn signing_duration(&self) -> anyhow::Result<Duration> {
+        let wanted = self.cluster_signing_duration.try_into().context("--cluster-signing-duration")?;
+        anyhow::ensure!(
+            (SHORTEST..=identity::LEAF_VALIDITY).contains(&wanted),
+            "--cluster-signing-duration is {} s to a year",
+            SHORTEST.as_secs()
+        );
+        Ok(wanted)
+    }
+
+    /// The URL by which members of the cluster reach this server, if it has an address that others do.
+    fn advertised(&self) -> Option<String> {
+        let reached = |address: &IpAddr| !address.is_unspecified() && !address.is_loopback();
+        let own = || [self.listen.ip(), self.node.node_address].into_iter().find(reached);
+        let address = self.advertise_address.or_else(own)?;
+        Some(format!("https://{}", SocketAddr::new(address, self.listen.port())))
+    }
+}
+
+/// Writes where the API server is and whom to trust into the ConfigMap `kube-public/cluster-info`, as kubeadm does.
+async fn tell_members(api: &ApiServer, url: &str, ca_pem: &str) -> Result<(), api::Error> {
+    let (map, key) = (Kind::core("ConfigMap", "configmaps"), Key::new("kube-public", "cluster-info"));
+    let told = serde_json::json!({
+        "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "cluster-info"},
+        "data": {"kubeconfig": pki::cluster_info(url, ca_pem)},
+    });
+    let rest = Rest::new(api.client(UserInfo::admin()));
+    rest.apply::<Object>(map, &key, "", "wharf", true, &told).await.map(drop)
 }
 
 /// What this server is called in elections: the same at each start, and no other's.
@@ -172,6 +217,7 @@ async fn start_api(
             .map(str::to_owned)
             .into();
     names.push(options.node.node_address.to_string());
+    names.extend(options.advertise_address.map(|address| address.to_string()));
     names.extend(options.san.iter().cloned());
     names.sort_unstable();
     names.dedup();

@@ -23,6 +23,8 @@ pub struct Options {
     pub nodes: Option<u8>,
     /// A node silent for this long is taken for unreachable: Kubernetes' node-monitor-grace-period.
     pub node_grace: Option<Duration>,
+    /// What the certificates of those who ask for one live at most: Kubernetes' cluster-signing-duration.
+    pub signing_duration: Option<Duration>,
     /// The `wharf` program; the one beside this program, else that in PATH, if none is given.
     pub wharf: Option<PathBuf>,
 }
@@ -71,6 +73,9 @@ pub fn up(cluster: &Cluster, options: &Options, mut progress: impl FnMut(Phase))
     }
     if let Some(grace) = options.node_grace {
         command.arg("--node-monitor-grace-period").arg(format!("{}ms", grace.as_millis()));
+    }
+    if let Some(duration) = options.signing_duration {
+        command.arg("--cluster-signing-duration").arg(format!("{}ms", duration.as_millis()));
     }
     if options.isolated {
         command.arg("--isolated");

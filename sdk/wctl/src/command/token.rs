@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 use wharf_local::token::{SECRET_PREFIX, SECRET_TYPE, Token};
 
 use crate::api::Api;
-use crate::command::duration;
+use crate::command::{duration, node};
 use crate::uri::{segment, with_query};
 use crate::{Global, output};
 
@@ -54,7 +54,7 @@ struct CreateOptions {
 pub async fn run(options: Options, global: &Global) -> anyhow::Result<()> {
     let api = Api::connect(global).await?;
     match options.command {
-        Command::Create(options) => create(&api, &options).await,
+        Command::Create(options) => create(&api, &options, global).await,
         Command::List => list(&api).await,
         Command::Delete { tokens } => {
             for token in &tokens {
@@ -68,28 +68,52 @@ pub async fn run(options: Options, global: &Global) -> anyhow::Result<()> {
     }
 }
 
-async fn create(api: &Api, options: &CreateOptions) -> anyhow::Result<()> {
+async fn create(api: &Api, options: &CreateOptions, global: &Global) -> anyhow::Result<()> {
     let token = Token::generate();
     let expires = match options.ttl {
         Duration::ZERO => None,
         ttl => Some(jiff::Timestamp::now().checked_add(ttl).context("--ttl is too long")?),
     };
     // What could fail comes first: no token stays that nobody was told of.
-    let hash = match options.print_join_command {
-        true => Some(ca_hash(api).await?),
+    let join = match options.print_join_command {
+        true => Some((server(api).await?, ca_hash(api).await?)),
         false => None,
     };
     let body = serde_json::to_vec(&token.object(expires, &options.description))?;
     api.call(Method::POST, SECRETS, &[("content-type", "application/json")], body).await?;
-    match hash {
-        Some(hash) => output::line(&format!(
-            "wharf node --server {} --token {} --ca-cert-hash sha256:{hash}",
-            api.server,
-            token.text()
-        )),
-        None => output::line(&token.text()),
+    let Some((server, hash)) = join else {
+        output::line(&token.text());
+        return Ok(());
+    };
+    output::line(&format!(
+        "wharf node --server {server} --token {} --ca-cert-hash sha256:{hash}",
+        token.text()
+    ));
+    if let Some(cluster) = node::local(api, global) {
+        eprintln!(
+            "note: {:?} has a network of its own on this machine: {server} is reached from inside it alone",
+            cluster.name
+        );
+    } else if server == api.server {
+        eprintln!(
+            "note: the cluster does not tell its address, so this is the kubeconfig's; it has to be one that the new \
+             machine reaches and that is in the server's certificate (`wharf server --advertise-address`)"
+        );
     }
     Ok(())
+}
+
+/// The URL by which machines reach the API: as the cluster tells it, else the kubeconfig's.
+async fn server(api: &Api) -> anyhow::Result<String> {
+    let told = api.find("/api/v1/namespaces/kube-public/configmaps/cluster-info").await?;
+    Ok(told.as_ref().and_then(told_server).unwrap_or_else(|| api.server.clone()))
+}
+
+/// The server of kubeadm's ConfigMap `cluster-info`.
+fn told_server(map: &Value) -> Option<String> {
+    let config: Value = serde_yaml::from_str(map["data"]["kubeconfig"].as_str()?).ok()?;
+    let server = config["clusters"][0]["cluster"]["server"].as_str()?;
+    Some(server.trim_end_matches('/').to_owned())
 }
 
 /// The SHA-256 of the public key of the cluster's CA, as each namespace is told of it.

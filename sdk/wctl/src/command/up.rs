@@ -30,6 +30,9 @@ pub struct Options {
     /// A node silent for this long is taken for unreachable [default: 40s]
     #[arg(long, value_parser = duration)]
     node_monitor_grace_period: Option<Duration>,
+    /// What the certificates of those who ask for one live at most [default: a year]
+    #[arg(long, value_parser = duration)]
+    cluster_signing_duration: Option<Duration>,
     /// The `wharf` program to run
     #[arg(long, env = "WHARF_BIN")]
     wharf: Option<PathBuf>,
@@ -47,6 +50,7 @@ pub async fn run(options: Options, global: &Global) -> anyhow::Result<()> {
         isolated: options.isolated,
         nodes: options.nodes,
         node_grace: options.node_monitor_grace_period,
+        signing_duration: options.cluster_signing_duration,
         wharf: options.wharf,
     };
     let started = wharf_local::up(&cluster, &how, |phase| {
