@@ -1,8 +1,13 @@
 //! Where a cluster's objects are kept, as an operator sees it: stores that are copied, and servers that share one.
 
-use futures::StreamExt as _;
-use k8s_openapi::api::core::v1::ConfigMap;
-use kube::api::{Api, PostParams, WatchEvent, WatchParams};
+use std::fs;
+
+use futures::{StreamExt as _, TryStreamExt as _};
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::authentication::v1::TokenRequest;
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, ServiceAccount};
+use kube::api::{Api, ListParams, PostParams, WatchEvent, WatchParams};
 use serde_json::json;
 use wharf_store::testing::Members;
 use wharf_tests::{Server, eventually_async, wharf};
@@ -10,7 +15,7 @@ use wharf_tests::{Server, eventually_async, wharf};
 async fn maps(server: &Server) -> Api<ConfigMap> {
     let maps = Api::namespaced(server.client().await, "default");
     eventually_async("the namespace is there", async || {
-        maps.list(&Default::default()).await.map_err(|error| error.to_string())
+        maps.list(&ListParams::default()).await.map_err(|error| error.to_string())
     })
     .await;
     maps
@@ -74,4 +79,100 @@ async fn a_server_goes_on_with_its_objects_on_another_engine_and_back() {
     assert!(number(&back.get("second").await.expect("it came along")) > number(&second));
     let told = first(&back, &version(&second)).await;
     assert!(matches!(&told, WatchEvent::Error(status) if status.code == 410), "{told:?}");
+}
+
+/// The first `count` maps that a watch from `version` tells of, with their revisions.
+async fn order(maps: Api<ConfigMap>, version: String, count: usize) -> Vec<(String, String)> {
+    let watch = maps.watch(&WatchParams::default().timeout(60), &version).await.expect("a watch");
+    let told = watch.try_filter_map(async |event| {
+        let (WatchEvent::Added(map) | WatchEvent::Modified(map) | WatchEvent::Deleted(map)) = event else {
+            return Ok(None);
+        };
+        let name = map.metadata.name.unwrap_or_default();
+        Ok(Some((name, map.metadata.resource_version.unwrap_or_default())))
+    });
+    told.take(count).try_collect().await.expect("events")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_servers_share_an_etcd_and_the_second_takes_over_when_the_first_is_killed() {
+    const WRITES: usize = 20;
+    let folder = tempfile::tempdir().expect("a folder");
+    let members = Members::start(folder.path(), 1);
+    let etcd = format!("etcd://{}/shared", members.config().members.join(","));
+    let roots = ["one", "two"].map(|name| folder.path().join(name));
+    roots.iter().for_each(|root| fs::create_dir(root).expect("a folder"));
+
+    let mut one = Server::start(&roots[0], &["--store", &etcd]);
+    let here = maps(&one).await;
+    // What an operator does: the authority and the key of tokens are the cluster's, all else is a server's own.
+    let pki = roots[1].join("server/pki");
+    fs::create_dir_all(&pki).expect("a folder");
+    for name in ["ca.crt", "ca.key", "sa.key"] {
+        fs::copy(one.home().join("pki").join(name), pki.join(name)).expect("a copy");
+    }
+    let two = Server::start(&roots[1], &["--store", &etcd]);
+    let there = maps(&two).await;
+
+    let version = here.list(&ListParams::default()).await.expect("a list").metadata.resource_version;
+    let version = version.expect("a resourceVersion");
+    let watches = [&here, &there].map(|maps| tokio::spawn(order(maps.clone(), version.clone(), WRITES)));
+    for nth in 0..WRITES {
+        let (writes, reads) = if nth % 2 == 0 { (&here, &there) } else { (&there, &here) };
+        let name = format!("map-{nth}");
+        writes.create(&PostParams::default(), &map(&name)).await.expect("a map");
+        reads.get(&name).await.expect("the other server shows it at once");
+    }
+    let [first, second] = watches;
+    let told = first.await.expect("a watch");
+    assert_eq!(told.len(), WRITES);
+    assert_eq!(told, second.await.expect("a watch"), "one order");
+
+    // Each takes the other's tokens: it is known who asks, who may not do this.
+    let accounts: Api<ServiceAccount> = Api::namespaced(one.client().await, "default");
+    let asked = TokenRequest::default();
+    let token = eventually_async("there is a service account", async || {
+        let made = accounts.create_token_request("default", &PostParams::default(), &asked).await;
+        made.map_err(|error| error.to_string())
+    })
+    .await;
+    let mut config = two.config().await;
+    config.auth_info = kube::config::AuthInfo::default();
+    config.auth_info.token = token.status.and_then(|status| status.token).map(Into::into);
+    let pod = Api::<ConfigMap>::namespaced(kube::Client::try_from(config).expect("a client"), "kube-system");
+    let refused = pod.list(&ListParams::default()).await.expect_err("it may not");
+    assert!(matches!(&refused, kube::Error::Api(status) if status.code == 403), "{refused:?}");
+
+    let client = two.client().await;
+    let leases: Api<Lease> = Api::namespaced(client.clone(), "kube-system");
+    let led_by = async |server: &Server| {
+        let identity = fs::read_to_string(server.home().join("identity")).expect("an identity");
+        for name in ["kube-scheduler", "kube-controller-manager"] {
+            let lease = leases.get(name).await.map_err(|error| error.to_string())?;
+            let holder = lease.spec.and_then(|spec| spec.holder_identity).unwrap_or_default();
+            if holder != identity.trim() {
+                return Err(format!("{name} is led by {holder}"));
+            }
+        }
+        Ok(())
+    };
+    eventually_async("the first leads", async || led_by(&one).await).await;
+    one.kill();
+    let deployment = json!({"metadata": {"name": "web"}, "spec": {
+        "selector": {"matchLabels": {"app": "web"}},
+        "template": {"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "web", "image": "web:1"}]}},
+    }});
+    let deployment: Deployment = serde_json::from_value(deployment).expect("a deployment");
+    let deployments = Api::namespaced(client.clone(), "default");
+    deployments.create(&PostParams::default(), &deployment).await.expect("the second serves on");
+    eventually_async("the second leads", async || led_by(&two).await).await;
+    let pods: Api<Pod> = Api::namespaced(client, "default");
+    eventually_async("its controllers make the pod, and its scheduler finds no node for it", async || {
+        let pods = pods.list(&ListParams::default()).await.map_err(|error| error.to_string())?;
+        let status = pods.items.first().and_then(|pod| pod.status.as_ref());
+        let conditions = status.and_then(|status| status.conditions.as_ref()).into_iter().flatten();
+        let refused = conditions.filter(|one| one.type_ == "PodScheduled" && one.status == "False").count();
+        if refused == 1 { Ok(()) } else { Err(format!("{status:?}")) }
+    })
+    .await;
 }
