@@ -258,6 +258,19 @@ impl Status {
         status
     }
 
+    /// What could not be done now and was not: ask again.
+    pub fn server_timeout(cause: impl std::fmt::Display) -> Self {
+        let message = format!("the operation could not be completed at this time, please try again: {cause}");
+        let mut status = Self::new(500, "ServerTimeout", message);
+        status.0.details.retry_after_seconds = Some(1);
+        status
+    }
+
+    /// Nobody knows whether it was done; `cause` in the words of the store's engine.
+    pub fn outcome_unknown(cause: String) -> Self {
+        Self::new(500, "", cause)
+    }
+
     pub fn unavailable(message: impl Into<String>) -> Self {
         Self::new(503, "ServiceUnavailable", message)
     }

@@ -168,7 +168,10 @@ fn options_invalid(kind: &str, error: crate::status::FieldError) -> Status {
     Status::invalid("meta.k8s.io", kind, "", vec![error])
 }
 
-/// What a failure of the store means to the client.
+/// What a failure of the store means to the client: with code 500 in any case, as kube-apiserver has it. What
+/// certainly was not done may be asked again, which Retry-After tells; client-go then does so by itself. A write that
+/// may have been done must not be: it gets neither that nor a reason, but the engine's own words, by which tools know
+/// what will pass (`etcdserver: request timed out`).
 pub fn store_failed(error: StoreError) -> Status {
     match error {
         StoreError::Compacted { asked, oldest } => Status::expired(format!(
@@ -177,9 +180,46 @@ pub fn store_failed(error: StoreError) -> Status {
         StoreError::Future { asked, newest } => Status::too_large_resource_version(asked.0, newest.0),
         StoreError::Lagged { at } => Status::expired(format!("too old resource version: {at}")),
         StoreError::Closed => Status::unavailable("the server is shutting down"),
-        error @ (StoreError::Conflict { .. } | StoreError::Uncertain { .. } | StoreError::Engine { .. }) => {
+        StoreError::Uncertain { .. } => {
+            let text = wharf_kit::chain(&error).to_string();
+            tracing::error!(error = text, "the outcome of a write is not known");
+            Status::outcome_unknown(text)
+        }
+        StoreError::Engine { .. } => {
+            let text = wharf_kit::chain(&error).to_string();
+            tracing::error!(error = text, "the store failed");
+            Status::server_timeout(text)
+        }
+        StoreError::Conflict { .. } => {
             tracing::error!(error = %wharf_kit::chain(&error), "the store failed");
             Status::internal(error)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_surely_not_done_may_be_asked_again_and_what_may_have_been_done_may_not() {
+        let cause =
+            || Arc::from(Box::<dyn std::error::Error + Send + Sync>::from("etcdserver: request timed out"));
+        let told = |error| {
+            let status = store_failed(error);
+            (status.to_json(), status.headers().contains_key(header::RETRY_AFTER))
+        };
+        let (status, again) = told(StoreError::Engine { action: "read the newest revision", cause: cause() });
+        assert_eq!((&status["code"], &status["reason"], again), (&500.into(), &"ServerTimeout".into(), true));
+
+        let key = wharf_store::Key::from("/a");
+        let (status, again) = told(StoreError::Uncertain { key, cause: cause() });
+        assert_eq!(
+            (&status["code"], &status["reason"], again),
+            (&500.into(), &serde_json::Value::Null, false)
+        );
+        assert!(
+            status["message"].as_str().is_some_and(|text| text.ends_with("etcdserver: request timed out"))
+        );
     }
 }
