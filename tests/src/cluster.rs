@@ -54,6 +54,17 @@ impl Cluster {
         cluster
     }
 
+    /// Brings one up whose objects are at `store`.
+    ///
+    /// # Panics
+    /// If `wctl up` fails.
+    #[track_caller]
+    pub fn on(store: &str) -> Self {
+        let cluster = Self::down();
+        cluster.wctl(&["up", &cluster.name, "--isolated", "--store", store]).ok();
+        cluster
+    }
+
     #[track_caller]
     fn started(self) -> Self {
         self.wctl(&["up", &self.name, "--isolated"]).ok();

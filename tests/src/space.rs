@@ -28,6 +28,15 @@ impl Space {
             cluster
         });
         drop(shared);
+        Self::of(cluster, name)
+    }
+
+    /// Makes the namespace in a cluster that has its images.
+    ///
+    /// # Panics
+    /// If that fails.
+    #[track_caller]
+    pub fn of(cluster: Arc<Cluster>, name: &'static str) -> Self {
         let space = Self { cluster, name };
         let namespace = format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: {name}}}}}");
         space.cluster.wctl_reading(&["apply", "-f", "-"], &namespace).ok();

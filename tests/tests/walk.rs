@@ -3,10 +3,11 @@
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::process::Stdio;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 
+use wharf_store::testing::Members;
 use wharf_tests::manifest::PORT;
-use wharf_tests::{PATIENCE, Space, assets, eventually, get};
+use wharf_tests::{Cluster, PATIENCE, Space, assets, eventually, get};
 
 /// Applies the demo's folder and waits until it is available.
 fn apply_examples(space: &Space) -> String {
@@ -16,8 +17,29 @@ fn apply_examples(space: &Space) -> String {
 
 #[test]
 fn one_apply_runs_a_component_and_a_container_and_delete_leaves_nothing() {
-    let space = Space::new("walk");
-    let said = apply_examples(&space);
+    walk(&Space::new("walk"));
+}
+
+/// The cluster is put down and brought up again between: it finds its store by itself.
+#[test]
+fn the_same_holds_on_etcd_where_objects_outlive_the_cluster() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let members = Members::start(folder.path(), 1);
+    let store = format!("etcd://{}", members.config().members.join(","));
+    let cluster = Arc::new(Cluster::on(&store));
+    cluster.push_images();
+    walk(&Space::of(cluster.clone(), "walk"));
+    cluster
+        .wctl_reading(&["apply", "-f", "-"], "{apiVersion: v1, kind: Namespace, metadata: {name: kept}}")
+        .ok();
+    cluster.wctl(&["down", &cluster.name]).ok();
+    cluster.wctl(&["up", &cluster.name, "--isolated"]).ok();
+    assert_eq!(cluster.get(&["namespace", "kept"])["status"]["phase"], "Active");
+    assert!(!cluster.local().data.join("server/store.redb").exists(), "nothing of it is elsewhere");
+}
+
+fn walk(space: &Space) {
+    let said = apply_examples(space);
     for line in [
         "configmap/greeter created",
         "deployment.apps/greeter created",
@@ -50,7 +72,7 @@ fn one_apply_runs_a_component_and_a_container_and_delete_leaves_nothing() {
     assert_eq!(space.pods("greeter").len(), 3);
 
     // The manifests do not name the replicas, so applied again they change nothing.
-    let said = apply_examples(&space);
+    let said = apply_examples(space);
     for name in ["configmap/greeter", "deployment.apps/greeter", "deployment.apps/clock"] {
         assert!(said.contains(&format!("{name} unchanged")), "{said}");
     }

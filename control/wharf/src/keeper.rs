@@ -33,7 +33,8 @@ use wharf_sandbox::{Switch, netns};
 
 use crate::join::Wanted;
 use crate::pki::Pki;
-use crate::{client, server};
+use crate::store::{EtcdOptions, Location};
+use crate::{client, relay, server};
 
 /// The network that joins the nodes of one development cluster; it exists in the cluster's namespaces alone. The
 /// first node is at .11, the next at .12.
@@ -75,6 +76,11 @@ pub struct Options {
     /// Port of 127.0.0.1 for the API
     #[arg(long)]
     port: u16,
+    /// Where objects are kept: redb, or etcd://HOST:PORT[,HOST:PORT...][/PREFIX]
+    #[arg(long, default_value_t = Location::Redb(None))]
+    store: Location,
+    #[command(flatten)]
+    etcd: EtcdOptions,
     /// Give the cluster no way out
     #[arg(long)]
     isolated: bool,
@@ -130,6 +136,10 @@ async fn keep(options: &Options) -> anyhow::Result<()> {
     for node in &nodes {
         netns::create(&node.namespace)?;
         switch.plug(&node.name, &node.namespace, node.address, NODE_PREFIX).await?;
+    }
+
+    if let Location::Etcd { members, .. } = &options.store {
+        relay::lend(members, &nodes[0].namespace).await?;
     }
 
     let mut children = Children::new(signal(SignalKind::child())?);
@@ -383,8 +393,10 @@ fn server(options: &Options, node: &LocalNode, listener: OwnedFd, ready: Option<
         &format!("--public-url=https://127.0.0.1:{}", options.port),
         &format!("--node-monitor-grace-period={}", options.node_monitor_grace_period),
         &format!("--cluster-signing-duration={}", options.cluster_signing_duration),
+        &format!("--store={}", options.store),
         "--with-node",
     ]);
+    arguments.extend(options.etcd.arguments());
     arguments.extend(node_arguments(options, node));
     Plan { kept: vec![listener], ready, ..plan(options, node, "server".to_owned(), arguments) }
 }

@@ -14,6 +14,7 @@ mod join;
 mod keeper;
 mod node;
 mod pki;
+mod relay;
 mod routes;
 mod server;
 mod shim;

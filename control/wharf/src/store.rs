@@ -2,6 +2,7 @@
 
 pub mod tool;
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -82,6 +83,17 @@ impl FromStr for Location {
     }
 }
 
+impl fmt::Display for Location {
+    /// As it is read.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Redb(None) => f.write_str("redb"),
+            Self::Redb(Some(path)) => write!(f, "redb:{}", path.display()),
+            Self::Etcd { members, prefix } => write!(f, "etcd://{}/{prefix}", members.join(",")),
+        }
+    }
+}
+
 impl Location {
     /// Opens the store. `own` is the file of a server that names no other.
     pub async fn open(&self, own: &Path, etcd: &EtcdOptions) -> anyhow::Result<Opened> {
@@ -103,6 +115,18 @@ impl Location {
 }
 
 impl EtcdOptions {
+    /// For another program that takes them.
+    pub fn arguments(&self) -> Vec<String> {
+        let files = [
+            ("cafile", &self.etcd_cafile),
+            ("certfile", &self.etcd_certfile),
+            ("keyfile", &self.etcd_keyfile),
+            ("userfile", &self.etcd_userfile),
+        ];
+        let given = files.into_iter().filter_map(|(name, file)| Some((name, file.as_ref()?)));
+        given.map(|(name, file)| format!("--etcd-{name}={}", file.display())).collect()
+    }
+
     fn config(&self, members: Vec<String>, prefix: String) -> anyhow::Result<EtcdConfig> {
         let read = |path: &PathBuf| std::fs::read(path).with_context(|| format!("read {}", path.display()));
         let identity = match (&self.etcd_certfile, &self.etcd_keyfile) {

@@ -73,6 +73,9 @@ pub(crate) struct Memory {
     /// The numbers of its nodes; none in what was written before there could be several.
     #[serde(default)]
     pub nodes: BTreeSet<u8>,
+    /// Where objects are kept: options of `wharf server`.
+    #[serde(default)]
+    pub store: Vec<String>,
 }
 
 /// As many nodes as a development cluster can have: each is a handful of processes on one machine.

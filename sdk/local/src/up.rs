@@ -21,6 +21,8 @@ pub struct Options {
     pub isolated: bool,
     /// How many nodes; as many as the last time, or one, if none is given.
     pub nodes: Option<u8>,
+    /// Where objects are kept: `--store` and its kin of `wharf server`; as the last time, or on redb, if none are given.
+    pub store: Vec<String>,
     /// A node silent for this long is taken for unreachable: Kubernetes' node-monitor-grace-period.
     pub node_grace: Option<Duration>,
     /// What the certificates of those who ask for one live at most: Kubernetes' cluster-signing-duration.
@@ -52,7 +54,14 @@ pub fn up(cluster: &Cluster, options: &Options, mut progress: impl FnMut(Phase))
     sweep(cluster)?; // of a crash or a reboot
     let port = port(options.port.or_else(|| cluster.memory().map(|m| m.port)))?;
     let nodes = options.nodes.map_or_else(|| cluster.nodes(), |count| (1..=count).collect());
-    cluster.remember(&Memory { port, isolated: options.isolated, nodes: nodes.clone() })?;
+    let known = || cluster.memory().map(|memory| memory.store).unwrap_or_default();
+    let store = if options.store.is_empty() { known() } else { options.store.clone() };
+    cluster.remember(&Memory {
+        port,
+        isolated: options.isolated,
+        nodes: nodes.clone(),
+        store: store.clone(),
+    })?;
     let logs = cluster.logs();
     fs::create_dir_all(&logs).map_err(at("make", &logs))?;
     fs::create_dir_all(&cluster.run).map_err(at("make", &cluster.run))?;
@@ -71,6 +80,7 @@ pub fn up(cluster: &Cluster, options: &Options, mut progress: impl FnMut(Phase))
     for number in &nodes {
         command.arg(format!("--node={number}"));
     }
+    command.args(&store);
     if let Some(grace) = options.node_grace {
         command.arg("--node-monitor-grace-period").arg(format!("{}ms", grace.as_millis()));
     }

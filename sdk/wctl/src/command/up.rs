@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use jiff::Timestamp;
 use wharf_local::Phase;
 
@@ -27,6 +27,12 @@ pub struct Options {
     /// How many nodes; as many as the last time, or one, if none is given
     #[arg(long, value_parser = clap::value_parser!(u8).range(1..=wharf_local::MAX_NODES as i64))]
     nodes: Option<u8>,
+    /// Where objects are kept: redb, or etcd://HOST:PORT[,HOST:PORT...][/PREFIX]; as the last time, or redb, if it is
+    /// not given. An etcd on this machine's loopback is reached too
+    #[arg(long, value_name = "STORE")]
+    store: Option<String>,
+    #[command(flatten)]
+    etcd: EtcdOptions,
     /// A node silent for this long is taken for unreachable [default: 40s]
     #[arg(long, value_parser = duration)]
     node_monitor_grace_period: Option<Duration>,
@@ -41,14 +47,53 @@ pub struct Options {
     timeout: Duration,
 }
 
+/// How to reach an etcd that asks for more than an address: the options of `wharf server`.
+#[derive(clap::Args)]
+struct EtcdOptions {
+    /// The CA of etcd's certificates; with it, etcd is spoken to by TLS
+    #[arg(long, value_name = "FILE", requires = "store")]
+    etcd_cafile: Option<PathBuf>,
+    /// The certificate to show to etcd
+    #[arg(long, value_name = "FILE", requires_all = ["etcd_keyfile", "etcd_cafile"])]
+    etcd_certfile: Option<PathBuf>,
+    /// The key of that certificate
+    #[arg(long, value_name = "FILE", requires = "etcd_certfile")]
+    etcd_keyfile: Option<PathBuf>,
+    /// A file with etcd's user as USER:PASSWORD
+    #[arg(long, value_name = "FILE", requires = "store")]
+    etcd_userfile: Option<PathBuf>,
+}
+
+impl Options {
+    /// What the server is told of its store.
+    fn store(&self) -> anyhow::Result<Vec<String>> {
+        let mut arguments: Vec<String> = self.store.iter().map(|store| format!("--store={store}")).collect();
+        for (name, file) in [
+            ("cafile", &self.etcd.etcd_cafile),
+            ("certfile", &self.etcd.etcd_certfile),
+            ("keyfile", &self.etcd.etcd_keyfile),
+            ("userfile", &self.etcd.etcd_userfile),
+        ] {
+            if let Some(file) = file {
+                // The server has another working directory.
+                let whole = std::fs::canonicalize(file).with_context(|| file.display().to_string())?;
+                arguments.push(format!("--etcd-{name}={}", whole.display()));
+            }
+        }
+        Ok(arguments)
+    }
+}
+
 pub async fn run(options: Options, global: &Global) -> anyhow::Result<()> {
     let cluster = global.layout().cluster(&options.name)?;
+    let store = options.store()?;
     let (start, since) = (Instant::now(), Timestamp::now());
     let bar = output::spinner("starting");
     let how = wharf_local::Options {
         port: options.port,
         isolated: options.isolated,
         nodes: options.nodes,
+        store,
         node_grace: options.node_monitor_grace_period,
         signing_duration: options.cluster_signing_duration,
         wharf: options.wharf,
