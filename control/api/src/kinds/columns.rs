@@ -117,7 +117,7 @@ pub const CERTIFICATE_REQUEST: &[Column] = &[
     text_column("SignerName", |o, _| json!(text(o, "/spec/signerName"))),
     text_column("Requestor", |o, _| json!(text(o, "/spec/username"))),
     text_column("RequestedDuration", |o, _| match number(o, "/spec/expirationSeconds") {
-        Some(seconds) => json!(format!("{seconds}s")),
+        Some(seconds) => json!(human_duration(seconds)),
         None => json!("<none>"),
     }),
     text_column("Condition", |o, _| {
@@ -529,6 +529,26 @@ mod tests {
         for (seconds, want) in cases {
             assert_eq!(human_duration(seconds), want);
         }
+    }
+
+    #[test]
+    fn a_certificate_request_tells_its_duration_and_what_became_of_it() {
+        let told = |spec: Value, status: Value| {
+            let object = json!({"spec": spec, "status": status});
+            let cell = |name: &str| {
+                let column = CERTIFICATE_REQUEST.iter().find(|column| column.name == name).unwrap();
+                (column.cell)(&object, Timestamp::UNIX_EPOCH)
+            };
+            [cell("RequestedDuration"), cell("Condition")]
+        };
+        let approved = json!([{"type": "Approved"}]);
+        assert_eq!(told(json!({}), json!({})), ["<none>", "Pending"]);
+        assert_eq!(
+            told(json!({"expirationSeconds": 3600}), json!({"conditions": approved})),
+            ["60m", "Approved"]
+        );
+        let issued = json!({"conditions": approved, "certificate": "eA=="});
+        assert_eq!(told(json!({"expirationSeconds": 31_536_000}), issued), ["365d", "Approved,Issued"]);
     }
 
     #[test]

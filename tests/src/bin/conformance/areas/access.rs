@@ -20,6 +20,25 @@ kind: Role
 metadata: {name: reader, namespace: access}
 rules: [{apiGroups: [''], resources: [pods, configmaps, events], verbs: [get, list, watch]}]
 ";
+/// Requests a certificate for `jane` of `crew`, whose key is the tour's alone; twice.
+const REQUESTS: &str = "
+apiVersion: certificates.k8s.io/v1
+kind: CertificateSigningRequest
+metadata: {name: jane}
+spec:
+  signerName: kubernetes.io/kube-apiserver-client
+  usages: [client auth]
+  expirationSeconds: 3600
+  request: LS0tLS1CRUdJTiBDRVJUSUZJQ0FURSBSRVFVRVNULS0tLS0KTUlIWk1JR0FBZ0VBTUI0eERUQUxCZ05WQkFvTUJHTnlaWGN4RFRBTEJnTlZCQU1NQkdwaGJtVXdXVEFUQmdjcQpoa2pPUFFJQkJnZ3Foa2pPUFFNQkJ3TkNBQVJZdVZMUFVTcXhSanpUTFR6NHQ2Ky9FZ2ZBWjhWSXMyMVphaThQCnhNSXRxUzQ2SGNaVk1ueEtld1Q2MW5QZnN2QWE3WEdxcUM2aFY0V0h0TVZzd09vbG9BQXdDZ1lJS29aSXpqMEUKQXdJRFNBQXdSUUlnRTFPWXBkR0hUZENnaEtoZDBIejhxeFAzcldyNWxON3JrcHNWNTJNVFFJTUNJUURaYnlwWQpobThXNXk1a3Znc0lLclRUb2wwYU0wMWIvWmgvaFJiazdyWE1xZz09Ci0tLS0tRU5EIENFUlRJRklDQVRFIFJFUVVFU1QtLS0tLQo=
+---
+apiVersion: certificates.k8s.io/v1
+kind: CertificateSigningRequest
+metadata: {name: unwanted}
+spec:
+  signerName: kubernetes.io/kube-apiserver-client
+  usages: [client auth]
+  request: LS0tLS1CRUdJTiBDRVJUSUZJQ0FURSBSRVFVRVNULS0tLS0KTUlIWk1JR0FBZ0VBTUI0eERUQUxCZ05WQkFvTUJHTnlaWGN4RFRBTEJnTlZCQU1NQkdwaGJtVXdXVEFUQmdjcQpoa2pPUFFJQkJnZ3Foa2pPUFFNQkJ3TkNBQVJZdVZMUFVTcXhSanpUTFR6NHQ2Ky9FZ2ZBWjhWSXMyMVphaThQCnhNSXRxUzQ2SGNaVk1ueEtld1Q2MW5QZnN2QWE3WEdxcUM2aFY0V0h0TVZzd09vbG9BQXdDZ1lJS29aSXpqMEUKQXdJRFNBQXdSUUlnRTFPWXBkR0hUZENnaEtoZDBIejhxeFAzcldyNWxON3JrcHNWNTJNVFFJTUNJUURaYnlwWQpobThXNXk1a3Znc0lLclRUb2wwYU0wMWIvWmgvaFJiazdyWE1xZz09Ci0tLS0tRU5EIENFUlRJRklDQVRFIFJFUVVFU1QtLS0tLQo=
+";
 pub fn rows() -> Vec<Row> {
     vec![
         run("auth whoami").says(&["ATTRIBUTE VALUE", "Username kubernetes-admin", "Groups [system:masters system:authenticated]"]),
@@ -56,5 +75,29 @@ pub fn rows() -> Vec<Row> {
         run("get secrets --kubeconfig={dir}/robot").fails().says(&["*User \"system:serviceaccount:access:robot\" cannot list resource \"secrets\"*"]),
         run("config set-credentials robot --kubeconfig={dir}/robot --token=wrong").says(&["User \"robot\" set."]),
         run("get configmaps --kubeconfig={dir}/robot").fails().says(&["*You must be logged in to the server*"]),
+        // A person by a certificate that another person approved.
+        run("apply -f -").reads(REQUESTS).says(&[
+            "certificatesigningrequest.certificates.k8s.io/jane created",
+            "certificatesigningrequest.certificates.k8s.io/unwanted created",
+        ]),
+        run("get csr jane").says(&["NAME AGE SIGNERNAME REQUESTOR REQUESTEDDURATION CONDITION", "kubernetes.io/kube-apiserver-client kubernetes-admin 60m Pending"]),
+        run("certificate approve jane --as=alice").fails().says(&["Error from server (Forbidden): *"]),
+        run("certificate approve jane").says(&["certificatesigningrequest.certificates.k8s.io/jane approved"]),
+        run("certificate approve csr/jane").says(&["certificatesigningrequest.certificates.k8s.io/jane approved"]),
+        run("get csr jane ").at_last().says(&["Approved,Issued"]),
+        run("describe csr jane").says(&["Name: jane", "Requesting User: kubernetes-admin", "Signer: kubernetes.io/kube-apiserver-client", "Requested Duration: 60m", "Status: Approved,Issued", "Common Name: jane", "Organization: crew"]),
+        run("certificate deny jane").fails().says(&["error: certificate signing request \"jane\" is already Approved"]),
+        run("certificate deny unwanted").says(&["certificatesigningrequest.certificates.k8s.io/unwanted denied"]),
+        run("get csr unwanted").says(&["<none> Denied"]),
+        run("certificate approve unwanted").fails().says(&["error: certificate signing request \"unwanted\" is already Denied"]),
+        run("certificate approve nobody").fails().says(&["Error from server (NotFound): certificatesigningrequests.certificates.k8s.io \"nobody\" not found"]),
+        run("get csr jane -o 'jsonpath={.status.certificate}'").kept_as("certificate"),
+        run("config set-credentials jane --kubeconfig={dir}/jane").says(&["User \"jane\" set."]),
+        run("config set users.jane.client-certificate-data {certificate} --kubeconfig={dir}/jane").says(&["Property \"users.jane.client-certificate-data\" set."]),
+        run("config set users.jane.client-key-data LS0tLS1CRUdJTiBQUklWQVRFIEtFWS0tLS0tCk1JR0hBZ0VBTUJNR0J5cUdTTTQ5QWdFR0NDcUdTTTQ5QXdFSEJHMHdhd0lCQVFRZ2lWNDQwaDFCYUJHZVplcTIKZGtHcDQ5Q09DRk9PZldwd3NEWE9lamtTSXBtaFJBTkNBQVJZdVZMUFVTcXhSanpUTFR6NHQ2Ky9FZ2ZBWjhWSQpzMjFaYWk4UHhNSXRxUzQ2SGNaVk1ueEtld1Q2MW5QZnN2QWE3WEdxcUM2aFY0V0h0TVZzd09vbAotLS0tLUVORCBQUklWQVRFIEtFWS0tLS0tCg== --kubeconfig={dir}/jane").says(&["Property \"users.jane.client-key-data\" set."]),
+        run("config set-cluster tour --kubeconfig={dir}/jane --server={server} --insecure-skip-tls-verify").says(&["Cluster \"tour\" set."]),
+        run("config set-context tour --kubeconfig={dir}/jane --cluster=tour --user=jane").says(&["Context \"tour\" created."]),
+        run("auth whoami --kubeconfig={dir}/jane --context=tour").says(&["Username jane", "Groups [crew system:authenticated]"]),
+        run("delete csr jane unwanted").says(&["certificatesigningrequest.certificates.k8s.io \"jane\" deleted*"]),
     ]
 }
