@@ -1,5 +1,7 @@
 //! DaemonSets, StatefulSets and CronJobs on two nodes, and `wctl` over their changes.
 
+use std::time::{Duration, Instant};
+
 use serde_json::{Value, json};
 use wharf_tests::{Cluster, eventually};
 
@@ -61,6 +63,7 @@ fn workloads_of_every_kind_run_on_two_nodes_and_roll_out_and_back() {
     a_stateful_set_has_stable_names_in_order(&cluster);
     a_cron_job_runs_jobs_and_one_is_made_by_hand(&cluster);
     a_deployment_pauses_and_resumes(&cluster);
+    a_drain_tells_what_a_budget_refuses_and_ends_in_its_time(&cluster);
 }
 
 fn a_daemon_set_has_a_pod_on_each_node(cluster: &Cluster) {
@@ -222,4 +225,28 @@ fn a_deployment_pauses_and_resumes(cluster: &Cluster) {
     let said = wctl(&["rollout", "undo", "deployment/web", "--to-revision", "2"]).ok();
     assert_eq!(said, "deployment.apps/web skipped rollback (current template already matches revision 2)\n");
     wctl(&["delete", "deployment/web"]).ok();
+}
+
+fn a_drain_tells_what_a_budget_refuses_and_ends_in_its_time(cluster: &Cluster) {
+    let wctl = |arguments: &[&str]| cluster.wctl(arguments);
+    let mut guarded = workload("Deployment", "guarded");
+    guarded["spec"]["template"]["spec"]["nodeSelector"] = json!({"kubernetes.io/hostname": "node-2"});
+    apply(cluster, &guarded);
+    let budget = json!({
+        "apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": {"name": "guarded"},
+        "spec": {"minAvailable": 1, "selector": {"matchLabels": {"app": "guarded"}}},
+    });
+    apply(cluster, &budget);
+    let began = Instant::now();
+    wctl(&["drain", "node-2", "--timeout", "2s"]).fails_with(&[
+        "error when evicting pods/\"guarded-",
+        "Cannot evict pod as it would violate the pod's disruption budget.",
+        "was not evicted in time",
+    ]);
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+    wctl(&["delete", "pdb/guarded"]).ok();
+    let said = wctl(&["drain", "node-2", "--timeout", "60s"]).ok();
+    assert!(said.contains("node/node-2 drained"), "{said}");
+    wctl(&["uncordon", "node-2"]).ok();
+    wctl(&["delete", "deployment/guarded"]).ok();
 }

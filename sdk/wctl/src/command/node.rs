@@ -256,7 +256,7 @@ async fn evict(
     .into_bytes();
     let headers = [("content-type", "application/json")];
     loop {
-        let refusal = match api.call(Method::POST, &path, &headers, body.clone()).await {
+        let refusal = match api.send(Method::POST, &path, &headers, body.clone().into()).await {
             Ok(_) => break,
             // It is gone already, or another pod has its name now.
             Err(error) if refused(&error).is_some_and(|no| matches!(no.code, 404 | 409)) => {
@@ -266,7 +266,7 @@ async fn evict(
                 // As kubectl tells it, at each try.
                 bar.suspend(|| {
                     eprintln!(
-                        "error when evicting pods/{name:?} -n {namespace:?} (will retry after {} s): {error}",
+                        "error when evicting pods/{name:?} -n {namespace:?} (will retry after {}s): {error}",
                         REFUSED_AGAIN.as_secs()
                     );
                 });
