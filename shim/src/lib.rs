@@ -48,6 +48,8 @@ pub struct Config {
     pub state: PathBuf,
     /// The cgroup below which the containers of pods that name none go, for example `/wharf`.
     pub cgroup_parent: String,
+    /// The addresses of pods; without, those that `UpdateRuntimeConfig` told last.
+    pub pod_range: Option<wharf_sandbox::Range>,
     pub registries: RegistriesConfig,
 }
 

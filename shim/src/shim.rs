@@ -142,8 +142,9 @@ impl Shim {
         }
         self.images.collect().await?;
         self.settle_oci().await?;
-        if let Ok(range) = std::fs::read_to_string(self.range_file()) {
-            self.set_range(range.parse()?).await?;
+        let told = std::fs::read_to_string(self.range_file()).ok().map(|range| range.parse()).transpose()?;
+        if let Some(range) = self.config.pod_range.or(told) {
+            self.set_range(range).await?;
         }
         tokio::spawn(self.clone().take_oci_ends(oci_events, stop));
         Ok(())

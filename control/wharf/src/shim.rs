@@ -23,6 +23,9 @@ pub struct Options {
     /// The cgroup below which containers go whose pod names none
     #[arg(long, default_value = "/wharf")]
     cgroup_parent: String,
+    /// The addresses of pods here, for a shim that no node agent tells them
+    #[arg(long, value_name = "RANGE")]
+    pod_cidr: Option<wharf_sandbox::Range>,
     /// File that says how registries are reached (mirrors, CAs, credentials)
     #[arg(long)]
     registries: Option<PathBuf>,
@@ -61,6 +64,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         root: options.root,
         state: options.state,
         cgroup_parent: options.cgroup_parent,
+        pod_range: options.pod_cidr,
         registries,
     };
     Ok(wharf_shim::run(config, stop).await?)
