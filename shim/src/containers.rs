@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use wharf_cri::v1::{ContainerConfig, ContainerEventType, ContainerState, PodSandboxState};
+use wharf_cri::v1::{
+    ContainerConfig, ContainerEventType, ContainerState, LinuxContainerUser, PodSandboxState,
+};
 use wharf_image::{Image, Kind};
 
 use crate::error::Error;
@@ -23,21 +25,23 @@ impl Shim {
     pub async fn create_container(
         self: &Arc<Self>,
         sandbox: &str,
-        config: ContainerConfig,
+        mut config: ContainerConfig,
     ) -> Result<String, Error> {
         let sandbox = self.sandbox(sandbox)?;
         if sandbox.state() != PodSandboxState::SandboxReady {
             return Err(Error::Invalid(format!("pod sandbox {} is not ready", sandbox.id)));
         }
         let name = config.image.as_ref().map(|image| image.image.as_str()).unwrap_or_default();
-        let image =
-            self.images.status(name).ok_or_else(|| Error::Unknown { kind: "image", id: name.to_owned() })?;
+        let image = self.image(name)?;
         let wasm = image.is_wasm();
         if !wasm && sandbox.is_wasm() {
             let why = format!("{name} is not a wasm image; the runtime handler \"wasm\" runs wasm alone");
             return Err(Error::Invalid(why));
         }
-        let lease = self.images.lease(&image.id);
+        for mounted in config.mounts.iter_mut().filter_map(|mount| mount.image.as_mut()) {
+            mounted.image_ref = self.image(&mounted.image)?.id.to_string();
+        }
+        let user = if wasm { None } else { Some(self.user(&config, &image).await?) };
         let mut record = record::Container {
             id: new_id(),
             sandbox: sandbox.id.clone(),
@@ -46,6 +50,7 @@ impl Shim {
             created_at: now(),
             log_path: spec::log_path(sandbox.config(), &config),
             stop_signal: spec::stop_signal(&config, &image),
+            user,
             config: Some(config),
             ..Default::default()
         };
@@ -53,7 +58,8 @@ impl Shim {
         self.save_container(&record)?;
         // Known before it is made: an end must find it.
         let id = record.id.clone();
-        self.containers().insert(id.clone(), Arc::new(Container::new(record.clone(), lease)));
+        let leases = self.leases(&record);
+        self.containers().insert(id.clone(), Arc::new(Container::new(record.clone(), leases)));
         let made = match &image.kind {
             Kind::Wasm(module) => {
                 self.wasm()?.create(spec::wasm(&record, &sandbox, &image, module)?).await.map_err(Error::from)
@@ -74,15 +80,13 @@ impl Shim {
         sandbox: &record::Sandbox,
         image: &Arc<Image>,
     ) -> Result<(), Error> {
-        let passwd = self.image_file(image, "/etc/passwd").await?;
-        let group = self.image_file(image, "/etc/group").await?;
-        let user = users::resolve(&spec::user(record.config(), image), &passwd, &group)?;
         let none = || Error::Invalid(format!("pod sandbox {} has lost its pause process", sandbox.id));
         let pause = self.oci.pauses().into_iter().find(|pause| pause.id == sandbox.id).ok_or_else(none)?;
         // Held until the container has joined it.
         let target = self.target(record).await?;
         let dir = self.sandbox_dir(&sandbox.id);
-        let mut spec = spec::oci(record, sandbox, image, user, &pause, target.as_ref(), &dir)?;
+        let layers = |id: &str| self.image(id).map(|image| self.images.lower_dirs(&image));
+        let mut spec = spec::oci(record, sandbox, image, &pause, target.as_ref(), &dir, layers)?;
         let own = self.container_dir(&record.id);
         spec.rootfs = wharf_oci::Rootfs::Overlay {
             lower: self.images.lower_dirs(image),
@@ -111,6 +115,17 @@ impl Shim {
             return Err(Error::State { id, is: state_name(state), wanted: "running" });
         }
         Ok(Some(self.oci.namespace(&id, "pid").await?))
+    }
+
+    fn image(&self, name: &str) -> Result<Arc<Image>, Error> {
+        self.images.status(name).ok_or_else(|| Error::Unknown { kind: "image", id: name.to_owned() })
+    }
+
+    /// Who a container of this image runs as.
+    async fn user(&self, config: &ContainerConfig, image: &Image) -> Result<LinuxContainerUser, Error> {
+        let passwd = self.image_file(image, "/etc/passwd").await?;
+        let group = self.image_file(image, "/etc/group").await?;
+        Ok(spec::identity(config, users::resolve(&spec::user(config, image), &passwd, &group)?))
     }
 
     async fn image_file(&self, image: &Image, path: &str) -> Result<String, Error> {

@@ -70,6 +70,9 @@ pub struct Container {
     /// The signal that asks it to stop.
     #[prost(int32, tag = "14")]
     pub stop_signal: i32,
+    /// Who its first process runs as; none in the wasm host.
+    #[prost(message, optional, tag = "15")]
+    pub user: Option<v1::LinuxContainerUser>,
 }
 
 impl Sandbox {

@@ -51,9 +51,12 @@ impl Shim {
     }
 
     async fn build(&self, record: &mut Sandbox) -> Result<(), Error> {
+        let mappings = crate::spec::port_mappings(record)?;
         if record.is_wasm() {
             if !record.on_node_network() {
-                record.address = self.network.take_wasm_address()?.to_string();
+                let address = self.network.take_wasm_address()?;
+                record.address = address.to_string();
+                self.network.publish(address, &mappings).await?;
             }
             return Ok(());
         }
@@ -61,6 +64,7 @@ impl Shim {
             let pod = self.network.attach(&record.id).await?;
             record.address = pod.address.to_string();
             record.netns = pod.netns.display().to_string();
+            self.network.publish(pod.address, &mappings).await?;
         }
         self.save_sandbox(record.clone())?;
         let dir = self.sandbox_dir(&record.id);
@@ -106,6 +110,9 @@ impl Shim {
     /// Undoes what [`Self::build`] did, in whatever state it is.
     async fn unmake(&self, record: &Sandbox) -> Result<(), Error> {
         let address = record.address.parse().ok();
+        if address.is_some() {
+            self.network.unpublish(&crate::spec::port_mappings(record)?).await?;
+        }
         if record.is_wasm() {
             if let Some(address) = address {
                 self.network.release(address);

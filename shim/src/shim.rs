@@ -30,13 +30,13 @@ pub struct Container {
     record: Mutex<record::Container>,
     /// Told after every change of the record.
     changed: Notify,
-    /// Keeps the image's files while the container exists.
-    _lease: Option<Lease>,
+    /// Keep the files of its image, and of those that it mounts, while the container exists.
+    _leases: Vec<Lease>,
 }
 
 impl Container {
-    pub fn new(record: record::Container, lease: Option<Lease>) -> Self {
-        Self { record: Mutex::new(record), changed: Notify::new(), _lease: lease }
+    pub fn new(record: record::Container, leases: Vec<Lease>) -> Self {
+        Self { record: Mutex::new(record), changed: Notify::new(), _leases: leases }
     }
 
     /// The record as it is now.
@@ -137,8 +137,8 @@ impl Shim {
             self.sandboxes().insert(record.id.clone(), Arc::new(record));
         }
         for record in self.container_files.load().map_err(start("read the container records"))? {
-            let lease = record.image_id.parse().ok().and_then(|id| self.images.lease(&id));
-            self.containers().insert(record.id.clone(), Arc::new(Container::new(record, lease)));
+            let leases = self.leases(&record);
+            self.containers().insert(record.id.clone(), Arc::new(Container::new(record, leases)));
         }
         self.images.collect().await?;
         self.settle_oci().await?;
@@ -166,6 +166,13 @@ impl Shim {
             }
         }
         Ok(())
+    }
+
+    /// Of the images whose files a container uses.
+    pub fn leases(&self, record: &record::Container) -> Vec<Lease> {
+        let mounted = record.config().mounts.iter().filter_map(|mount| mount.image.as_ref());
+        let ids = mounted.map(|image| &image.image_ref).chain([&record.image_id]);
+        ids.filter_map(|id| self.images.lease(&id.parse().ok()?)).collect()
     }
 
     fn range_file(&self) -> PathBuf {

@@ -1,20 +1,56 @@
 //! CRI's configs, in the words of the runtime that is to follow them.
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use wharf_cri::annotation::PORT_PREFIX;
 use wharf_cri::v1::{
-    self, ContainerConfig, KeyValue, LinuxContainerSecurityContext, MountPropagation, NamespaceMode,
-    PodSandboxConfig, security_profile::ProfileType,
+    self, ContainerConfig, KeyValue, LinuxContainerSecurityContext, LinuxContainerUser, MountPropagation,
+    NamespaceMode, PodSandboxConfig, SupplementalGroupsPolicy, security_profile::ProfileType,
 };
 use wharf_image::{Image, WasmModule};
 use wharf_oci::{Capabilities, Mount, Namespaces, Pause, Propagation, Resources, Seccomp};
+use wharf_sandbox::{PortMapping, Protocol};
 
 use crate::error::Error;
 use crate::record::{Container, Sandbox};
 use crate::users::Identity;
+
+/// The ports of the node that lead to the pod; none with the node's network, where the pod's ports are the node's.
+///
+/// # Errors
+/// [`Error::Invalid`] if there can be no such port.
+pub fn port_mappings(sandbox: &Sandbox) -> Result<Vec<PortMapping>, Error> {
+    if sandbox.on_node_network() {
+        return Ok(Vec::new());
+    }
+    let port = |number: i32| {
+        let port = u16::try_from(number).ok().filter(|port| *port > 0);
+        port.ok_or_else(|| Error::Invalid(format!("{number} is no port; ports are 1 to 65535")))
+    };
+    let address = |text: &str| match text.parse() {
+        _ if text.is_empty() => Ok(None),
+        Ok(address) if address == Ipv4Addr::UNSPECIFIED => Ok(None),
+        Ok(address) => Ok(Some(address)),
+        Err(_) => Err(Error::Invalid(format!("host IP {text:?} is no IPv4 address"))),
+    };
+    let mapped = sandbox.config().port_mappings.iter().filter(|mapping| mapping.host_port != 0);
+    let mapped = mapped.map(|mapping| {
+        Ok(PortMapping {
+            protocol: match mapping.protocol() {
+                v1::Protocol::Tcp => Protocol::Tcp,
+                v1::Protocol::Udp => Protocol::Udp,
+                v1::Protocol::Sctp => Protocol::Sctp,
+            },
+            host_ip: address(&mapping.host_ip)?,
+            host_port: port(mapping.host_port)?,
+            port: port(mapping.container_port)?,
+        })
+    });
+    mapped.collect()
+}
 
 /// Where a container's log goes: the sandbox's directory and the container's path; empty if it asks for none.
 pub fn log_path(sandbox: &PodSandboxConfig, config: &ContainerConfig) -> String {
@@ -144,6 +180,20 @@ pub fn user(config: &ContainerConfig, image: &Image) -> String {
     }
 }
 
+/// Who the container runs as, of whom the image's files say `user`, with the groups that the config adds.
+pub fn identity(config: &ContainerConfig, user: Identity) -> LinuxContainerUser {
+    let context = security(config);
+    // The primary one is among them, as container runtimes have it.
+    let mut groups = vec![i64::from(user.gid)];
+    groups.extend(&context.supplemental_groups);
+    if context.supplemental_groups_policy() == SupplementalGroupsPolicy::Merge {
+        groups.extend(user.groups.into_iter().map(i64::from));
+    }
+    groups.sort_unstable();
+    groups.dedup();
+    LinuxContainerUser { uid: user.uid.into(), gid: user.gid.into(), supplemental_groups: groups }
+}
+
 fn security(config: &ContainerConfig) -> LinuxContainerSecurityContext {
     config.linux.as_ref().and_then(|linux| linux.security_context.clone()).unwrap_or_default()
 }
@@ -154,7 +204,8 @@ pub fn target(config: &ContainerConfig) -> Option<String> {
     (options.pid() == NamespaceMode::Target).then_some(options.target_id)
 }
 
-/// What the OCI runtime is told, but for the root file system. `target`: the process namespace that it shares.
+/// What the OCI runtime is told, but for the root file system. `target`: the process namespace that it shares; `layers`
+/// gives those of an image.
 ///
 /// # Errors
 /// [`Error::Invalid`] if the config contradicts itself.
@@ -162,10 +213,10 @@ pub fn oci(
     record: &Container,
     sandbox: &Sandbox,
     image: &Image,
-    user: Identity,
     pause: &Pause,
     target: Option<&OwnedFd>,
     pod_dir: &Path,
+    layers: impl Fn(&str) -> Result<Vec<PathBuf>, Error>,
 ) -> Result<wharf_oci::ContainerSpec, Error> {
     let config = record.config();
     let context = security(config);
@@ -179,14 +230,18 @@ pub fn oci(
         ));
     }
     let resources = linux_resources(config);
-    let mut groups = user.groups;
-    groups.extend(context.supplemental_groups.iter().filter_map(|gid| u32::try_from(*gid).ok()));
-    groups.sort_unstable();
-    groups.dedup();
+    let user = record.user.clone().unwrap_or_default();
+    let id = |id: i64| {
+        u32::try_from(id).map_err(|_| Error::Invalid(format!("{id} is no user's or group's number")))
+    };
+    let groups = user.supplemental_groups.into_iter().map(id).collect::<Result<_, _>>()?;
     let capabilities = context.capabilities.clone().unwrap_or_default();
     let mut mounts = pod_mounts(config, pod_dir);
     for mount in &config.mounts {
-        mounts.push(bind(mount)?);
+        mounts.push(match &mount.image {
+            Some(image) => image_volume(mount, layers(&image.image_ref)?)?,
+            None => bind(mount)?,
+        });
     }
     let cwd = if config.working_dir.is_empty() { &image.config.working_dir } else { &config.working_dir };
     let positive = |value: i64| (value > 0).then_some(value);
@@ -195,7 +250,7 @@ pub fn oci(
         args,
         env: environment(config, image).into_iter().map(|(key, value)| format!("{key}={value}")).collect(),
         cwd: cwd.into(),
-        user: wharf_oci::User { uid: user.uid, gid: user.gid, additional_gids: groups },
+        user: wharf_oci::User { uid: id(user.uid)?, gid: id(user.gid)?, additional_gids: groups },
         mounts,
         namespaces: join(sandbox, &context, pause, target),
         resources: Resources {
@@ -281,9 +336,26 @@ fn seccomp(context: &LinuxContainerSecurityContext) -> Result<Seccomp, Error> {
     }
 }
 
+fn image_volume(mount: &v1::Mount, lower: Vec<PathBuf>) -> Result<Mount, Error> {
+    let invalid =
+        |why: &str| Err(Error::Invalid(format!("the image volume at {} {why}", mount.container_path)));
+    if !mount.readonly {
+        return invalid("must be read-only");
+    }
+    if !mount.host_path.is_empty() {
+        return invalid("has a host path too");
+    }
+    Ok(Mount::Layers {
+        lower,
+        sub_path: mount.image_sub_path.clone().into(),
+        destination: mount.container_path.clone().into(),
+    })
+}
+
 fn bind(mount: &v1::Mount) -> Result<Mount, Error> {
     if mount.host_path.is_empty() {
-        return Err(Error::Unsupported("volumes from images come with the whole of CRI".to_owned()));
+        let why = format!("the mount at {} has neither a host path nor an image", mount.container_path);
+        return Err(Error::Invalid(why));
     }
     let propagation = match mount.propagation() {
         MountPropagation::PropagationPrivate => Propagation::Private,

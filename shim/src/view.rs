@@ -61,6 +61,7 @@ pub fn container_status(container: &Container) -> v1::ContainerStatus {
             .as_ref()
             .and_then(|linux| linux.resources.clone())
             .map(|linux| v1::ContainerResources { linux: Some(linux), windows: None }),
+        user: container.user.clone().map(|linux| v1::ContainerUser { linux: Some(linux) }),
         ..Default::default()
     }
 }

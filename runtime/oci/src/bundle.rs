@@ -6,6 +6,7 @@ use crate::{
     seccomp,
     spec::{ContainerSpec, Mount, Propagation, Resources, Seccomp},
     state::Dir,
+    wire::Laid,
 };
 use oci_spec::runtime::{
     Linux, LinuxCpu, LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, LinuxMemory, LinuxNamespace,
@@ -22,14 +23,15 @@ const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin
 /// Never mounted over: what these hide is the kernel's own.
 const RESERVED: [&str; 2] = ["/", "/proc"];
 
-/// The spec, and the sources of those bind mounts that the monitor must clone first: their place in the list is
-/// their place in [`Dir::shared`].
-pub(crate) fn build(spec: &ContainerSpec, group: &str, dir: &Dir) -> Result<(Spec, Vec<PathBuf>), Error> {
+/// The spec, and the sources of those bind mounts that the monitor must lay out first: their place in the list is
+/// their place in [`Dir::laid`].
+pub(crate) fn build(spec: &ContainerSpec, group: &str, dir: &Dir) -> Result<(Spec, Vec<Laid>), Error> {
     let invalid = |why: String| Err(Error::Invalid(why));
     if spec.args.is_empty() {
         return invalid("no command to run".to_owned());
     }
-    let (mounts, shared) = mounts(spec, dir)?;
+    let (mounts, laid) = mounts(spec, dir)?;
+    let shares = laid.iter().any(|one| matches!(one, Laid::Shared(_)));
     let capabilities = capability::sets(&spec.capabilities, spec.privileged)?;
     let seccomp = match &spec.seccomp {
         _ if spec.privileged => None,
@@ -65,7 +67,7 @@ pub(crate) fn build(spec: &ContainerSpec, group: &str, dir: &Dir) -> Result<(Spe
         .set_resources(Some(resources(&spec.resources, spec)?))
         .set_devices(Some(devices(spec)?))
         .set_seccomp(seccomp)
-        .set_rootfs_propagation((!shared.is_empty()).then(|| "shared".to_owned()))
+        .set_rootfs_propagation(shares.then(|| "shared".to_owned()))
         .set_sysctl((!spec.sysctls.is_empty()).then(|| spec.sysctls.clone().into_iter().collect()))
         .set_masked_paths(Some(paths(spec, &spec.masked_paths, get_default_maskedpaths)))
         .set_readonly_paths(Some(paths(spec, &spec.readonly_paths, get_default_readonly_paths)));
@@ -79,7 +81,7 @@ pub(crate) fn build(spec: &ContainerSpec, group: &str, dir: &Dir) -> Result<(Spe
         .set_hooks(None)
         .set_annotations(None)
         .set_linux(Some(linux));
-    Ok((oci, shared))
+    Ok((oci, laid))
 }
 
 fn own_uts(spec: &ContainerSpec) -> bool {
@@ -229,7 +231,7 @@ fn mount(kind: &str, source: &Path, destination: &Path, options: &[&str]) -> Oci
     mount
 }
 
-fn mounts(spec: &ContainerSpec, dir: &Dir) -> Result<(Vec<OciMount>, Vec<PathBuf>), Error> {
+fn mounts(spec: &ContainerSpec, dir: &Dir) -> Result<(Vec<OciMount>, Vec<Laid>), Error> {
     let sys = if spec.privileged { "rw" } else { "ro" };
     let standard =
         |kind: &str, at: &str, options: &[&str]| mount(kind, Path::new(kind), Path::new(at), options);
@@ -246,7 +248,11 @@ fn mounts(spec: &ContainerSpec, dir: &Dir) -> Result<(Vec<OciMount>, Vec<PathBuf
         standard("sysfs", "/sys", &["nosuid", "noexec", "nodev", sys]),
         standard("cgroup", "/sys/fs/cgroup", &["nosuid", "noexec", "nodev", "relatime", sys]),
     ];
-    let mut shared = Vec::new();
+    let mut laid = Vec::new();
+    let mut lay = |source: Laid| {
+        laid.push(source);
+        dir.laid(laid.len() - 1)
+    };
     for wanted in &spec.mounts {
         let mut made = match wanted {
             Mount::Tmpfs { destination, options } => {
@@ -265,12 +271,15 @@ fn mounts(spec: &ContainerSpec, dir: &Dir) -> Result<(Vec<OciMount>, Vec<PathBuf
                     Propagation::Private => "rprivate",
                     Propagation::HostToContainer => "rslave",
                     Propagation::Bidirectional => {
-                        shared.push(source);
-                        source = dir.shared(shared.len() - 1);
+                        source = lay(Laid::Shared(source));
                         "rshared"
                     }
                 };
                 mount("bind", &source, destination, &["rbind", propagation, access])
+            }
+            Mount::Layers { lower, sub_path, destination } => {
+                let source = lay(Laid::Layers { lower: lower.clone(), sub_path: sub_path.clone() });
+                mount("bind", &source, destination, &["rbind", "rprivate", "ro"])
             }
         };
         let destination = made.destination().clone();
@@ -281,5 +290,5 @@ fn mounts(spec: &ContainerSpec, dir: &Dir) -> Result<(Vec<OciMount>, Vec<PathBuf
         list.retain(|usual| *usual.destination() != destination);
         list.push(made);
     }
-    Ok((list, shared))
+    Ok((list, laid))
 }

@@ -458,7 +458,7 @@ impl Inner {
     /// Everything on disk, and the socket that the monitor will listen on.
     fn prepare(&self, spec: &ContainerSpec, entry: &Entry) -> Result<(Plan, UnixListener), Error> {
         let (dir, meta) = (&entry.dir, &entry.meta);
-        let (oci, shared) = bundle::build(spec, &meta.cgroup, dir)?;
+        let (oci, laid) = bundle::build(spec, &meta.cgroup, dir)?;
         fs::create_dir_all(dir.rootfs()).map_err(at("make", &dir.rootfs()))?;
         state::write(&dir.meta(), meta)?;
         state::write(&dir.bundle().join("config.json"), &oci)?;
@@ -472,7 +472,7 @@ impl Inner {
             dir: dir.0.clone(),
             rootfs: spec.rootfs.clone(),
             cwd: bundle::cwd(spec),
-            shared,
+            laid,
             cgroup: meta.cgroup.clone(),
             uid: spec.user.uid,
             gid: spec.user.gid,

@@ -81,6 +81,13 @@ pub enum Mount {
         recursive_readonly: bool,
         propagation: Propagation,
     },
+    /// The files of an image, from the topmost layer to the lowest; read-only, and programs in it run.
+    Layers {
+        lower: Vec<PathBuf>,
+        /// A directory or file of the image, for all of it when empty. Links in it do not lead out of the image.
+        sub_path: PathBuf,
+        destination: PathBuf,
+    },
     /// Options as mount(8) spells them, e.g. `size=64m`.
     Tmpfs { destination: PathBuf, options: Vec<String> },
 }

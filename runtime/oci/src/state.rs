@@ -115,9 +115,9 @@ impl Dir {
     pub fn library(&self) -> PathBuf {
         self.0.join("lib")
     }
-    /// Where the `nth` shared bind mount is put first.
-    pub fn shared(&self, nth: usize) -> PathBuf {
-        self.0.join(format!("bundle/shared-{nth}"))
+    /// Where the `nth` source of a bind mount is laid out.
+    pub fn laid(&self, nth: usize) -> PathBuf {
+        self.0.join(format!("bundle/laid-{nth}"))
     }
 }
 

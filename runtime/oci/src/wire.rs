@@ -69,6 +69,15 @@ pub(crate) enum Reply {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Nothing {}
 
+/// The source of a bind mount that is not there as it is.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) enum Laid {
+    /// A path of the host whose mounts go on to pass both ways.
+    Shared(PathBuf),
+    /// [`crate::Mount::Layers`].
+    Layers { lower: Vec<PathBuf>, sub_path: PathBuf },
+}
+
 /// What a monitor must know beside the bundle's `config.json`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Plan {
@@ -77,8 +86,8 @@ pub(crate) struct Plan {
     pub dir: PathBuf,
     pub rootfs: crate::spec::Rootfs,
     pub cwd: PathBuf,
-    /// Bind mounts whose propagation to the host is kept; each becomes a directory in `dir`, by its place here.
-    pub shared: Vec<PathBuf>,
+    /// What is bind-mounted and must be laid out first; each gets a path in `dir`, by its place here.
+    pub laid: Vec<Laid>,
     pub cgroup: String,
     /// Who owns the pipes.
     pub uid: u32,

@@ -4,7 +4,7 @@
 //! the node's pod range and lays the fixed parts: a bridge for OCI pods in the lower half, and for wasm pods
 //! in the upper half one namespace that owns the whole half (design decision D5), so that a wasm pod's
 //! address costs no kernel call. [`Network::attach`] and [`Network::detach`] make and unmake one OCI pod's
-//! namespace, all over netlink and in this process.
+//! namespace, all over netlink and in this process. [`Network::publish`] leads ports of the node to a pod.
 //!
 //! Between nodes, [`Routes`] lead to the pods of the others; a development cluster's nodes hang on one [`Switch`].
 //! [`netns`] has the namespace primitives.
@@ -14,12 +14,14 @@ mod link;
 pub mod netns;
 mod network;
 mod nodes;
+mod ports;
 mod range;
 mod traffic;
 
 pub use address::AddressPool;
 pub use network::{Attachment, Network};
 pub use nodes::{Routes, Switch};
+pub use ports::{PortMapping, Protocol};
 pub use range::Range;
 pub use traffic::{Counters, Flow, Traffic};
 
@@ -54,6 +56,10 @@ pub enum Error {
     NoRange,
     #[error("all {0} pod addresses of this node are in use")]
     Exhausted(u32),
+    #[error("another pod of this node has one of the host ports {0}")]
+    PortTaken(String),
+    #[error("could not change the host ports: {0}")]
+    Nft(String),
     #[error("the pod range is {present} and cannot become {asked} while the node runs")]
     RangeChanged { present: Range, asked: Range },
 }

@@ -10,9 +10,9 @@ use crate::link::{MAIN_TABLE, Netlink};
 use crate::{AddressPool, Error, Range, netns};
 
 /// The bridge that OCI pods hang on.
-const BRIDGE: &str = "wharf0";
+pub(crate) const BRIDGE: &str = "wharf0";
 /// The node's end of the pair that joins the wasm host's namespace.
-const WASM_LINK: &str = "wharf1";
+pub(crate) const WASM_LINK: &str = "wharf1";
 /// The ends of that pair. Link-local (RFC 3927): nobody but the two ends ever sees them.
 const WASM_NODE_END: Ipv4Addr = Ipv4Addr::new(169, 254, 7, 1);
 const WASM_HOST_END: Ipv4Addr = Ipv4Addr::new(169, 254, 7, 2);
@@ -263,7 +263,7 @@ fn open(path: &Path) -> Result<fs::File, Error> {
     fs::File::open(path).map_err(|cause| Error::Namespace { action: "open", path: path.to_owned(), cause })
 }
 
-fn sysctl(key: &str, value: &'static str) -> Result<(), Error> {
+pub(crate) fn sysctl(key: &str, value: &'static str) -> Result<(), Error> {
     fs::write(format!("/proc/sys/{key}"), value).map_err(|cause| Error::Sysctl {
         key: key.to_owned(),
         value,

@@ -77,6 +77,10 @@ impl RuntimeService for Service {
         Ok(Response::new(v1::StatusResponse {
             status: Some(v1::RuntimeStatus { conditions }),
             runtime_handlers: HANDLERS.into_iter().map(handler).collect(),
+            features: Some(v1::RuntimeFeatures {
+                supplemental_groups_policy: true,
+                user_namespaces_host_network: false,
+            }),
             ..Default::default()
         }))
     }

@@ -41,10 +41,7 @@ pub(super) struct Stdio {
 /// monitor, is the one who reaps it.
 pub(super) fn create(plan: &Plan, stdio: Option<Stdio>) -> Result<i32, String> {
     let dir = Dir(plan.dir.clone());
-    let shared: Vec<(PathBuf, PathBuf)> =
-        plan.shared.iter().enumerate().map(|(nth, source)| (source.clone(), dir.shared(nth))).collect();
-    overlay::prepare(&plan.rootfs, &dir.rootfs(), &shared)
-        .map_err(|cause| format!("root file system: {cause}"))?;
+    overlay::prepare(&plan.rootfs, &dir, &plan.laid).map_err(|cause| format!("root file system: {cause}"))?;
     let _ = overlay::make_cwd(&dir.rootfs(), &plan.cwd); // if it is missed, the library says so
 
     let mut builder = ContainerBuilder::new(plan.id.clone(), SyscallType::default());
