@@ -9,13 +9,13 @@ use std::time::Duration;
 use wharf_cri::v1::{
     ContainerConfig, ContainerEventType, ContainerState, LinuxContainerUser, PodSandboxState,
 };
-use wharf_image::{Image, Kind};
+use wharf_image::{Image, Kind, WasmModule};
 
 use crate::error::Error;
 use crate::record;
 use crate::sandboxes::new_id;
 use crate::shim::{Container, Shim, now};
-use crate::{spec, users};
+use crate::{files, spec, users};
 
 /// How long the end of a killed container may take to be seen.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
@@ -61,9 +61,7 @@ impl Shim {
         let leases = self.leases(&record);
         self.containers().insert(id.clone(), Arc::new(Container::new(record.clone(), leases)));
         let made = match &image.kind {
-            Kind::Wasm(module) => {
-                self.wasm()?.create(spec::wasm(&record, &sandbox, &image, module)?).await.map_err(Error::from)
-            }
+            Kind::Wasm(module) => self.create_wasm(&record, &sandbox, &image, module).await,
             Kind::Oci => self.create_oci(&record, &sandbox, &image).await,
         };
         if let Err(error) = made {
@@ -72,6 +70,33 @@ impl Shim {
         }
         self.publish(&sandbox.id, &id, ContainerEventType::ContainerCreatedEvent);
         Ok(id)
+    }
+
+    async fn create_wasm(
+        &self,
+        record: &record::Container,
+        sandbox: &record::Sandbox,
+        image: &Image,
+        module: &WasmModule,
+    ) -> Result<(), Error> {
+        let (dir, mounts) = (self.files_dir(&record.id), record.config().mounts.clone());
+        let laid = blocking(move || files::lay(&dir, &mounts)).await;
+        let made = match laid {
+            Ok(laid) => {
+                let spec = spec::wasm(record, sandbox, image, module, laid);
+                self.wasm()?.create(spec).await.map_err(Error::from)
+            }
+            Err(error) => Err(error),
+        };
+        if made.is_err() {
+            self.remove_files(&record.id).await?;
+        }
+        made
+    }
+
+    async fn remove_files(&self, id: &str) -> Result<(), Error> {
+        let dir = self.files_dir(id);
+        blocking(move || files::remove(&dir)).await
     }
 
     async fn create_oci(
@@ -227,6 +252,7 @@ impl Shim {
         self.stop_container(&id, Duration::ZERO).await?;
         if wasm {
             self.wasm()?.remove(&id).await?;
+            self.remove_files(&id).await?;
         } else {
             match self.oci.remove(&id).await {
                 Ok(()) | Err(wharf_oci::Error::Unknown(_)) => {}
@@ -253,6 +279,12 @@ impl Shim {
         }
         Ok(())
     }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work).await.expect("no work here panics")
 }
 
 /// On every address of the namespace, of both families where it has both.

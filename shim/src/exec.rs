@@ -21,22 +21,26 @@ const DRAIN: Duration = Duration::from_secs(2);
 /// A process that was started in a container. Dropped, it is killed.
 pub enum Process {
     Oci(wharf_oci::Exec),
-    Wasm(AbortOnDropHandle<Result<i32, wharf_wasm::Error>>),
+    /// With a terminal of the shim's own: a component has no device.
+    Wasm(Wasm, Option<OwnedFd>),
 }
+
+/// What the wasm host does until the exit code is known. Dropped, it ends.
+type Wasm = AbortOnDropHandle<Result<i32, wharf_wasm::Error>>;
 
 impl Process {
     /// Its exit code. Cancel-safe; not to be called again once it has answered.
     pub async fn wait(&mut self) -> Result<i32, Error> {
         match self {
             Self::Oci(exec) => Ok(exec.wait().await?),
-            Self::Wasm(exec) => exec.await.map_or(Ok(KILLED), |code| Ok(code?)),
+            Self::Wasm(exec, _) => exec.await.map_or(Ok(KILLED), |code| Ok(code?)),
         }
     }
 
     pub fn kill(&mut self) {
         match self {
             Self::Oci(exec) => exec.kill(),
-            Self::Wasm(exec) => exec.abort(),
+            Self::Wasm(exec, _) => exec.abort(),
         }
     }
 
@@ -44,8 +48,29 @@ impl Process {
     pub fn take_terminal(&mut self) -> Option<OwnedFd> {
         match self {
             Self::Oci(exec) => exec.terminal.take(),
-            Self::Wasm(_) => None, // it is refused one
+            Self::Wasm(_, terminal) => terminal.take(),
         }
+    }
+}
+
+/// A client at a container's own streams. Dropped, it is gone.
+pub struct Attachment {
+    /// The way to the container's input, or its terminal: non-blocking, if it is one.
+    pub input: Option<OwnedFd>,
+    /// Of a wasm container.
+    wasm: Option<Wasm>,
+}
+
+impl Attachment {
+    /// Why it came to its end before the container; pending if it does not. Cancel-safe; not to be called again once it
+    /// has answered.
+    pub async fn failed(&mut self) -> Error {
+        if let Some(wasm) = &mut self.wasm
+            && let Ok(Err(error)) = wasm.await
+        {
+            return error.into();
+        }
+        std::future::pending().await
     }
 }
 
@@ -79,32 +104,56 @@ impl Shim {
         match wasm {
             false => Ok(Process::Oci(self.oci.exec(&id, args, stdio).await?)),
             true => {
-                let Stdio::Pipes([stdin, stdout, stderr]) = stdio else {
-                    return Err(Error::Unsupported("a wasm container has no terminal of its own".to_owned()));
+                let (stdio, terminal) = match stdio {
+                    Stdio::Pipes([stdin, stdout, stderr]) => {
+                        (wharf_wasm::Stdio { stdin, stdout, stderr }, None)
+                    }
+                    Stdio::Terminal => {
+                        let (ours, theirs) = terminal()?;
+                        (theirs.streams(true)?, Some(ours))
+                    }
                 };
-                let (host, exec) = (self.wasm()?.clone(), wharf_wasm::Exec { args, terminal: false });
-                let stdio = wharf_wasm::Stdio { stdin, stdout, stderr };
+                let exec = wharf_wasm::Exec { args, terminal: terminal.is_some() };
+                let host = self.wasm()?.clone();
                 let run = tokio::spawn(async move { host.exec(&id, exec, stdio).await });
-                Ok(Process::Wasm(AbortOnDropHandle::new(run)))
+                Ok(Process::Wasm(AbortOnDropHandle::new(run), terminal))
             }
         }
     }
 
-    /// Follows the output of a running container: it is written to these pipes as well. With `stdin` the way to its
-    /// input comes back, or its terminal.
+    /// Follows the output of a running container: it is written to these pipes as well. With `stdin`, the way to its
+    /// input comes back.
     pub async fn attach(
         &self,
         id: &str,
         stdin: bool,
         outputs: [Option<OwnedFd>; 2],
-    ) -> Result<Option<OwnedFd>, Error> {
+    ) -> Result<Attachment, Error> {
         let (id, wasm) = self.running(id)?;
-        match wasm {
-            false => Ok(self.oci.attach(&id, stdin, outputs).await?.input),
-            true => {
-                Err(Error::Unsupported(format!("container {id} is wasm, which cannot be attached to yet")))
-            }
+        if !wasm {
+            let input = self.oci.attach(&id, stdin, outputs).await?.input;
+            return Ok(Attachment { input, wasm: None });
         }
+        let has_terminal = self.container(&id)?.with(|container| container.config().tty);
+        let [out, err] = outputs;
+        let (stdio, input) = if has_terminal {
+            // What is typed is echoed and made lines of by a terminal of this client's own.
+            let (ours, theirs) = terminal()?;
+            if let Some(out) = out {
+                tokio::spawn(pump(ours.try_clone().map_err(no_terminal)?, out));
+            }
+            (theirs.streams(stdin)?, Some(ours))
+        } else if stdin {
+            let (writer, reader) = pipe::pipe().map_err(no_terminal)?;
+            let reader = reader.into_blocking_fd().map_err(no_terminal)?;
+            let writer = writer.into_blocking_fd().map_err(no_terminal)?;
+            (wharf_wasm::Stdio { stdin: Some(reader), stdout: out, stderr: err }, Some(writer))
+        } else {
+            (wharf_wasm::Stdio { stdin: None, stdout: out, stderr: err }, None)
+        };
+        let host = self.wasm()?.clone();
+        let run = tokio::spawn(async move { host.attach(&id, stdio).await });
+        Ok(Attachment { input, wasm: Some(AbortOnDropHandle::new(run)) })
     }
 
     /// Runs a command in a container to its end, at most for `limit`.
@@ -158,6 +207,45 @@ impl Shim {
         };
         Ok(Output { code, stdout: stdout.bytes, stderr: stderr.bytes })
     }
+}
+
+/// The program's side of a terminal.
+struct Theirs(OwnedFd);
+
+impl Theirs {
+    fn streams(self, stdin: bool) -> Result<wharf_wasm::Stdio, Error> {
+        let clone = || self.0.try_clone().map(Some).map_err(no_terminal);
+        let stdin = if stdin { clone()? } else { None };
+        Ok(wharf_wasm::Stdio { stdin, stderr: clone()?, stdout: Some(self.0) })
+    }
+}
+
+/// A new terminal: our side, non-blocking, and the program's.
+fn terminal() -> Result<(OwnedFd, Theirs), Error> {
+    use nix::fcntl::OFlag;
+    use nix::pty::{posix_openpt, ptsname_r, unlockpt};
+    let make = || -> std::io::Result<_> {
+        let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+        let ours = posix_openpt(flags | OFlag::O_NONBLOCK)?;
+        unlockpt(&ours)?;
+        let theirs = nix::fcntl::open(&*ptsname_r(&ours)?, flags, nix::sys::stat::Mode::empty())?;
+        Ok((OwnedFd::from(ours), Theirs(theirs)))
+    };
+    make().map_err(no_terminal)
+}
+
+fn no_terminal(cause: std::io::Error) -> Error {
+    Error::Start { what: "make the streams".to_owned(), cause }
+}
+
+/// Copies what a terminal shows, until its other side is closed or nobody takes it.
+async fn pump(from: OwnedFd, to: OwnedFd) {
+    let (Ok(mut from), Ok(mut to)) =
+        (pipe::Receiver::from_owned_fd_unchecked(from), pipe::Sender::from_owned_fd(to))
+    else {
+        return;
+    };
+    let _ = tokio::io::copy(&mut from, &mut to).await;
 }
 
 /// The beginning of a stream.

@@ -14,6 +14,7 @@ mod containers;
 mod error;
 mod events;
 mod exec;
+mod files;
 mod metrics;
 mod record;
 mod sandboxes;

@@ -365,6 +365,11 @@ impl Shim {
         self.config.root.join("containers").join(id)
     }
 
+    /// The single files that a wasm container mounts.
+    pub fn files_dir(&self, id: &str) -> PathBuf {
+        self.config.state.join("files").join(id)
+    }
+
     pub fn sandboxes(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<record::Sandbox>>> {
         self.sandboxes.lock().expect("no holder of this lock panics")
     }

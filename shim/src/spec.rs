@@ -119,43 +119,33 @@ fn linux_resources(config: &ContainerConfig) -> v1::LinuxContainerResources {
     config.linux.as_ref().and_then(|linux| linux.resources.clone()).unwrap_or_default()
 }
 
-/// What the wasm host is told.
-///
-/// # Errors
-/// [`Error::Invalid`] if the config asks for something that a wasm guest cannot have.
+/// What the wasm host is told; `mounts` are those of the config.
 pub fn wasm(
     record: &Container,
     sandbox: &Sandbox,
     image: &Image,
     module: &WasmModule,
-) -> Result<wharf_wasm::ContainerSpec, Error> {
+    mounts: Vec<wharf_wasm::Mount>,
+) -> wharf_wasm::ContainerSpec {
     let config = record.config();
     let name = config.metadata.as_ref().map(|m| m.name.as_str()).unwrap_or_default();
     let mut args = command(config, image);
     if args.is_empty() {
         args.push(module.name.clone());
     }
-    let mounts = config.mounts.iter().map(|mount| {
-        let host = PathBuf::from(&mount.host_path);
-        if !host.is_dir() {
-            let why = format!("{} is no directory; a wasm container mounts directories", host.display());
-            return Err(Error::Invalid(why));
-        }
-        Ok(wharf_wasm::Mount { host, guest: mount.container_path.clone(), read_only: mount.readonly })
-    });
     let port = sandbox.config().annotations.get(&format!("{PORT_PREFIX}{name}"));
     let resources = linux_resources(config);
     let cpu = (resources.cpu_quota > 0 && resources.cpu_period > 0).then(|| wharf_wasm::CpuQuota {
         quota_micros: resources.cpu_quota.unsigned_abs(),
         period_micros: resources.cpu_period.unsigned_abs(),
     });
-    Ok(wharf_wasm::ContainerSpec {
+    wharf_wasm::ContainerSpec {
         id: record.id.clone(),
         module: module.path.clone(),
         digest: module.digest.to_string(),
         args,
         env: environment(config, image),
-        mounts: mounts.collect::<Result<_, _>>()?,
+        mounts,
         // Another pod's address is not in the host's namespace: its service is started with a socket.
         address: sandbox.address.parse().ok().filter(|_| sandbox.is_wasm()),
         port: port.and_then(|port| port.parse().ok()),
@@ -166,7 +156,7 @@ pub fn wasm(
         stdin_once: config.stdin_once,
         terminal: config.tty,
         pod: sandbox.id.clone(),
-    })
+    }
 }
 
 /// Who the container runs as, as `user:group` for the image's files to resolve.

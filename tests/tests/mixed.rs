@@ -1,5 +1,7 @@
 //! Pods of both sorts, where a wasm service and OCI containers share address, localhost and volumes; and core modules.
 
+use std::net::{IpAddr, Ipv4Addr};
+
 use serde_json::json;
 use wharf_tests::manifest::{PORT, address, container, container_status, deployment, pod};
 use wharf_tests::{Space, eventually};
@@ -56,4 +58,52 @@ fn a_core_module_runs_to_its_own_exit_code() {
         });
     }
     assert_eq!(space.wctl(&["logs", "says"]).ok(), "a word\n");
+}
+
+#[test]
+fn a_component_reads_a_single_file_of_a_volume() {
+    let space = Space::new("files");
+    let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "words"},
+        "data": {"text": "a word\n", "other": "not this"}});
+    let mut object = pod("reads", "guest-command:1", &["read", "/etc/app/text"]);
+    object["spec"]["restartPolicy"] = json!("Never");
+    object["spec"]["volumes"] = json!([{"name": "words", "configMap": {"name": "words"}}]);
+    object["spec"]["containers"][0]["volumeMounts"] =
+        json!([{"name": "words", "mountPath": "/etc/app/text", "subPath": "text"}]);
+    space.apply(&[map, object], false);
+    eventually("it has ended", || {
+        let pod = space.get(&["pod/reads"]);
+        if pod["status"]["phase"] == "Succeeded" { Ok(()) } else { Err(pod["status"].to_string()) }
+    });
+    assert_eq!(space.wctl(&["logs", "reads"]).ok(), "a word\n");
+}
+
+#[test]
+fn a_port_of_the_node_leads_to_a_pod_of_either_sort_until_it_is_gone() {
+    let space = Space::new("ports");
+    let node = space.cluster.node();
+    let addresses = [IpAddr::V4(Ipv4Addr::LOCALHOST), node_address(&space)];
+    for (name, image, port, says) in
+        [("wasm", "guest-http:1", 18081, "hello"), ("oci", "clock:1", 18082, r#""runtime":"oci""#)]
+    {
+        let mut object = deployment(name, image);
+        container(&mut object)["ports"] = json!([{"containerPort": PORT, "hostPort": port}]);
+        space.apply(&[object], true);
+        for address in addresses {
+            let (code, answer) = node.get(address, port, "/").expect("an answer");
+            assert!(code == 200 && answer.contains(says), "{name} at {address}: {code} {answer}");
+        }
+        space.wctl(&["delete", "deployment", name]).ok();
+        eventually("the port is free", || match node.get(addresses[1], port, "/") {
+            Ok(answer) => Err(format!("{answer:?}")),
+            Err(_) => Ok(()),
+        });
+    }
+}
+
+fn node_address(space: &Space) -> IpAddr {
+    let node = space.get(&["node", "node-1"]);
+    let addresses = node["status"]["addresses"].as_array().cloned().unwrap_or_default();
+    let internal = addresses.iter().find(|one| one["type"] == "InternalIP").expect("an address");
+    internal["address"].as_str().and_then(|text| text.parse().ok()).expect("it is one")
 }

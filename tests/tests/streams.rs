@@ -113,6 +113,64 @@ fn who_attaches_has_the_containers_own_streams() {
     assert!(log.starts_with("said one\nsaid two\nover\n"), "the log has it too: {log}");
 }
 
+/// A running pod of the component that says what it is told.
+fn component(space: &Space, name: &str, more: Value) {
+    let mut pod = manifest::pod(name, "guest-command:1", &["cat"]);
+    let container = pod["spec"]["containers"][0].as_object_mut().expect("an object");
+    container.extend(json!({"stdin": true, "stdinOnce": true}).as_object().expect("an object").clone());
+    container.extend(more.as_object().expect("an object").clone());
+    space.apply(&[pod], true);
+}
+
+#[test]
+fn who_attaches_to_a_component_has_its_own_streams() {
+    let space = Space::new("component");
+    component(&space, "cat", json!({}));
+    let mut command = space.cluster.command();
+    command.args(["-n", "component", "attach", "-i", "cat"]);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut client = command.spawn().expect("it starts");
+    client.stdin.take().expect("a pipe").write_all(b"one\ntwo\n").expect("it reads");
+    let said = client.wait_with_output().expect("it ends");
+    let (out, err) = (String::from_utf8_lossy(&said.stdout), String::from_utf8_lossy(&said.stderr));
+    assert!(said.status.success(), "{err}");
+    assert_eq!(out, "one\ntwo\n");
+    assert!(err.contains("end of input"), "and its end is the component's as well: {err}");
+}
+
+#[test]
+fn a_component_is_told_of_a_terminal_whose_lines_it_reads() {
+    let space = Space::new("typed");
+    component(&space, "cat", json!({"tty": true}));
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let pods: kube::Api<Pod> = kube::Api::namespaced(space.cluster.client().await, "typed");
+        let params = AttachParams::default().stdin(true).stdout(true).stderr(false).tty(true);
+        let mut process = pods.exec("cat", ["guest", "terminal"], &params).await.expect("exec");
+        let mut heard = String::new();
+        process.stdout().expect("stdout").read_to_string(&mut heard).await.expect("text");
+        assert_eq!(heard, "true true\r\n");
+
+        let mut process = pods.attach("cat", &params).await.expect("attach");
+        let (mut stdin, mut stdout) = (process.stdin().expect("stdin"), process.stdout().expect("stdout"));
+        stdin.write_all(b"hello\r").await.expect("it is typed");
+        let mut heard = String::new();
+        let mut bytes = [0; 4096];
+        let reading = async {
+            let mut ends = false;
+            while let Ok(n @ 1..) = stdout.read(&mut bytes).await {
+                heard += &String::from_utf8_lossy(&bytes[..n]);
+                if !ends && heard.matches("hello\r\n").count() == 2 {
+                    ends = true;
+                    stdin.write_all(b"\x04").await.expect("the end is typed");
+                }
+            }
+        };
+        tokio::time::timeout(wharf_tests::PATIENCE, reading).await.expect("it ends with its input");
+        assert!(heard.starts_with("hello\r\nhello\r\n"), "what is typed is seen, and answered: {heard:?}");
+    });
+}
+
 #[test]
 fn an_ephemeral_container_looks_into_a_pod_and_does_not_come_again() {
     let space = Space::new("debug");

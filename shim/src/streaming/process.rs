@@ -84,9 +84,9 @@ pub async fn attach(shim: Arc<Shim>, id: String, wants: Wants, session: Session)
         };
         let (out, from_stdout) = output(wants.stdout).map_err(no_pipe)?;
         let (err, from_stderr) = output(wants.stderr && !wants.tty).map_err(no_pipe)?;
-        let input = shim.attach(&id, wants.stdin || wants.tty, [out, err]).await?;
+        let mut attachment = shim.attach(&id, wants.stdin || wants.tty, [out, err]).await?;
         // By what it is, not by what the client takes it for: a pipe is made non-blocking, a terminal is so already.
-        let (to_stdin, size) = match input {
+        let (to_stdin, size) = match attachment.input.take() {
             None => (None, None),
             Some(fd) if fd.is_terminal() => {
                 let size = fd.try_clone().map_err(no_pipe)?;
@@ -106,6 +106,7 @@ pub async fn attach(shim: Arc<Shim>, id: String, wants: Wants, session: Session)
         let inputs = async { tokio::join!(copy_in(stdin, to_stdin), follow_size(resize, size)) };
         tokio::select! {
             () = outputs => {}
+            error = attachment.failed() => return Err(error),
             () = async { tokio::join!(inputs, std::future::pending::<()>()); } => unreachable!("it is pending"),
         }
         Ok(0)

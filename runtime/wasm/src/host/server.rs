@@ -186,12 +186,12 @@ impl Server {
         self.lock().get(id).cloned().ok_or_else(|| Failure::Unknown { id: id.to_owned() })
     }
 
-    async fn create(&self, mut spec: ContainerSpec) -> Result<(), Failure> {
+    async fn create(&self, spec: ContainerSpec) -> Result<(), Failure> {
         let exists = |id: &str| Failure::Exists { id: id.to_owned() };
         if self.lock().contains_key(&spec.id) {
             return Err(exists(&spec.id));
         }
-        check_mounts(&mut spec)?;
+        check_mounts(&spec)?;
         let program = self.loader.load(&spec.module, &spec.digest).await?;
         let queue = self.pool.queue(spec.cpu);
         let id = spec.id.clone();
@@ -226,20 +226,10 @@ fn channels(there: [bool; 3], fds: Vec<OwnedFd>) -> Result<[Option<Arc<Channel>>
     Ok(channels)
 }
 
-/// A guest is given directories; single files (such as Kubernetes' termination log) it cannot have.
-fn check_mounts(spec: &mut ContainerSpec) -> Result<(), Failure> {
-    for mount in &spec.mounts {
-        if !mount.host.exists() {
-            return Err(Failure::Spec { why: format!("{} does not exist", mount.host.display()) });
-        }
+/// A guest is given directories: WASI opens nothing else.
+fn check_mounts(spec: &ContainerSpec) -> Result<(), Failure> {
+    match spec.mounts.iter().find(|mount| !mount.host.is_dir()) {
+        Some(mount) => Err(Failure::Spec { why: format!("{} is no directory", mount.host.display()) }),
+        None => Ok(()),
     }
-    let id = &spec.id;
-    spec.mounts.retain(|mount| {
-        let directory = mount.host.is_dir();
-        if !directory {
-            tracing::warn!(id, guest = mount.guest, "a single file cannot be mounted in a wasm container");
-        }
-        directory
-    });
-    Ok(())
 }
