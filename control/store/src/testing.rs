@@ -7,4 +7,4 @@ mod etcd;
 
 pub use contract::{Place, contract};
 pub use disk::{Fault, FaultyDisk};
-pub use etcd::Members;
+pub use etcd::{Files, Members};

@@ -14,7 +14,7 @@ use etcd_client::{
 };
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, timeout};
-use tonic::{Code, ConnectError, Status};
+use tonic::{Code, ConnectError};
 use tracing::warn;
 
 use crate::Error;
@@ -49,6 +49,29 @@ pub struct Config {
     pub tls: Option<Tls>,
     /// The user, if etcd asks for one.
     pub user: Option<User>,
+}
+
+impl Config {
+    /// How a client connects.
+    pub(crate) fn options(self) -> ConnectOptions {
+        let mut options = ConnectOptions::new()
+            .with_connect_timeout(CONNECT)
+            .with_keep_alive(KEEP_ALIVE.0, KEEP_ALIVE.1)
+            .with_keep_alive_while_idle(true)
+            // A member that lost its peers would tell a watch nothing, for ever.
+            .with_require_leader(true);
+        if let Some(Tls { ca, identity }) = self.tls {
+            let mut tls = TlsOptions::new().ca_certificate(Certificate::from_pem(ca));
+            if let Some((cert, key)) = identity {
+                tls = tls.identity(Identity::from_pem(cert, key));
+            }
+            options = options.with_tls(tls);
+        }
+        if let Some(User { name, password }) = self.user {
+            options = options.with_user(name, password).with_auto_token_refresh(true);
+        }
+        options
+    }
 }
 
 /// Whom to trust and what to show, in PEM.
@@ -93,6 +116,10 @@ pub(super) enum Failure {
 
 type Cause = Arc<dyn std::error::Error + Send + Sync>;
 
+/// What etcd said, or what was in the way to it, without the client's wrapping.
+#[derive(Debug, thiserror::Error)]
+struct Told(EtcdError);
+
 pub(super) struct Members {
     members: Vec<Member>,
     options: ConnectOptions,
@@ -108,26 +135,10 @@ struct Member {
 
 impl Members {
     pub(super) fn new(config: Config) -> Self {
-        let mut options = ConnectOptions::new()
-            .with_connect_timeout(CONNECT)
-            .with_keep_alive(KEEP_ALIVE.0, KEEP_ALIVE.1)
-            .with_keep_alive_while_idle(true)
-            // A member that lost its peers would tell a watch nothing, for ever.
-            .with_require_leader(true);
         let scheme = if config.tls.is_some() { "https" } else { "http" };
-        if let Some(Tls { ca, identity }) = config.tls {
-            let mut tls = TlsOptions::new().ca_certificate(Certificate::from_pem(ca));
-            if let Some((cert, key)) = identity {
-                tls = tls.identity(Identity::from_pem(cert, key));
-            }
-            options = options.with_tls(tls);
-        }
-        if let Some(User { name, password }) = config.user {
-            options = options.with_user(name, password).with_auto_token_refresh(true);
-        }
         let member = |at: &String| Member { url: format!("{scheme}://{at}"), client: OnceCell::new() };
         let members = config.members.iter().map(member).collect();
-        Self { members, options, preferred: AtomicUsize::new(0) }
+        Self { members, options: config.options(), preferred: AtomicUsize::new(0) }
     }
 
     /// One transaction; a read if it changes nothing.
@@ -232,10 +243,12 @@ impl Members {
 pub(super) fn judge(error: EtcdError) -> Failure {
     let EtcdError::GRpcStatus(status) = &error else {
         return match error {
-            EtcdError::InvalidArgs(_) | EtcdError::InvalidUri(_) | EtcdError::InvalidMetadataValue(_) => {
-                Failure::Refused(Arc::new(error))
-            }
-            _ => Failure::Unknown(Arc::new(error)),
+            // Of the transport, the client itself says this only of certificates and keys that it cannot use.
+            EtcdError::InvalidArgs(_)
+            | EtcdError::InvalidUri(_)
+            | EtcdError::InvalidMetadataValue(_)
+            | EtcdError::TransportError(_) => Failure::Refused(Arc::new(Told(error))),
+            _ => Failure::Unknown(Arc::new(Told(error))),
         };
     };
     let never_sent = causes(status).any(|cause| cause.is::<ConnectError>());
@@ -243,8 +256,8 @@ pub(super) fn judge(error: EtcdError) -> Failure {
         // The texts are etcd's api/v3rpc/rpctypes/error.go; a code stands for several.
         (Code::OutOfRange, text) if text.contains("has been compacted") => Failure::Compacted,
         (Code::OutOfRange, text) if text.contains("is a future revision") => Failure::Future,
-        (_, "etcdserver: no leader" | "etcdserver: not leader") => Failure::NotDone(Arc::new(error)),
-        _ if never_sent => Failure::NotDone(Arc::new(error)),
+        (_, "etcdserver: no leader" | "etcdserver: not leader") => Failure::NotDone(Arc::new(Told(error))),
+        _ if never_sent => Failure::NotDone(Arc::new(Told(error))),
         (
             Code::InvalidArgument
             | Code::NotFound
@@ -256,13 +269,15 @@ pub(super) fn judge(error: EtcdError) -> Failure {
             | Code::OutOfRange
             | Code::Unimplemented,
             _,
-        ) => Failure::Refused(Arc::new(error)),
-        _ => Failure::Unknown(Arc::new(error)),
+        ) => Failure::Refused(Arc::new(Told(error))),
+        _ => Failure::Unknown(Arc::new(Told(error))),
     }
 }
 
-fn causes(status: &Status) -> impl Iterator<Item = &(dyn std::error::Error + 'static)> {
-    std::iter::successors(std::error::Error::source(status), |error| error.source())
+fn causes<'a>(
+    error: &'a (dyn std::error::Error + 'static),
+) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
+    std::iter::successors(error.source(), |error| error.source())
 }
 
 impl Failure {
@@ -287,6 +302,24 @@ impl fmt::Display for Failure {
             Self::Compacted => f.write_str("etcd has compacted the revision"),
             Self::Future => f.write_str("etcd is not at the revision yet"),
             Self::Refused(cause) | Self::NotDone(cause) | Self::Unknown(cause) => cause.fmt(f),
+        }
+    }
+}
+
+impl fmt::Display for Told {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (said, root) = match &self.0 {
+            EtcdError::GRpcStatus(status) if status.message().is_empty() => {
+                (status.code().description().to_owned(), causes(status).last())
+            }
+            EtcdError::GRpcStatus(status) => (status.message().to_owned(), causes(status).last()),
+            EtcdError::TransportError(error) => (error.to_string(), causes(error).last()),
+            other => (other.to_string(), None),
+        };
+        f.write_str(&said)?;
+        match root.map(ToString::to_string) {
+            Some(root) if !said.contains(&root) => write!(f, ": {root}"),
+            _ => Ok(()),
         }
     }
 }

@@ -4,15 +4,15 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::StreamExt;
 use tempfile::TempDir;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
-use wharf_store::testing::{Members, Place, contract};
-use wharf_store::{Cache, Error, Etcd, Event, Key, Revision, Store, Write};
+use wharf_store::testing::{Files, Members, Place, contract};
+use wharf_store::{Cache, Error, Etcd, EtcdConfig, EtcdTls, EtcdUser, Event, Key, Revision, Store, Write};
 
 /// Etcd is killed and started again at each so manieth restart of the engine.
 const ETCD_RESTARTS: usize = 16;
@@ -58,6 +58,83 @@ fn text(value: &str) -> Bytes {
 #[tokio::test]
 async fn etcd_keeps_the_contract() {
     contract(Single::new).await;
+}
+
+/// Writes, reads, a watch, compaction; then etcd is started again and knows nobody whom it let in before.
+async fn serves(members: &Members) {
+    let engine = members.engine().await;
+    let mut events = engine.watch("a", Revision(0)).await.expect("watch");
+    let first = engine.write(Write::create("a".into(), text("1"))).await.expect("write");
+    assert_eq!(events.next().await.expect("an event").expect("event").revision, first);
+    members.kill(0);
+    members.revive(0);
+    let mut events = engine.watch("a", first).await.expect("watch");
+    let second = engine.write(Write::update("a".into(), first, text("2"))).await.expect("write");
+    assert_eq!(events.next().await.expect("an event").expect("event").revision, second);
+    engine.compact(second).await.expect("compact");
+    let page = engine.range("", Bound::Unbounded, 0, None).await.expect("range");
+    assert_eq!((page.entries.len(), page.revision), (1, second));
+}
+
+/// Why the store at `config` cannot be opened: within its patience where another member might do it.
+async fn refusal(config: EtcdConfig) -> String {
+    let Err(error) = Etcd::open(config).await else { panic!("it was opened") };
+    let cause = std::error::Error::source(&error).expect("a cause");
+    format!("{error}: {cause}")
+}
+
+#[tokio::test]
+async fn members_that_speak_tls_serve_who_has_a_certificate_of_their_authority() {
+    let folder = TempDir::new().expect("a folder");
+    let members = Members::start_with_tls(folder.path(), 1);
+    serves(&members).await;
+    let with = |change: &dyn Fn(&mut EtcdTls)| {
+        let mut config = members.config();
+        change(config.tls.as_mut().expect("TLS"));
+        refusal(config)
+    };
+    let strangers = TempDir::new().expect("a folder");
+    let stranger = Files::make(strangers.path(), std::net::Ipv4Addr::LOCALHOST);
+    let read = |file: &std::path::Path| std::fs::read(file).expect("a file");
+    let (other_authority, no_certificate, not_theirs, no_tls) = tokio::join!(
+        with(&|tls| tls.ca = read(&stranger.ca)),
+        with(&|tls| tls.identity = None),
+        with(&|tls| tls.identity = Some((read(&stranger.cert), read(&stranger.key)))),
+        refusal(EtcdConfig { tls: None, ..members.config() }),
+    );
+    assert!(other_authority.contains("invalid peer certificate"), "{other_authority}");
+    // Its alert may come later than the end of the connection.
+    assert!(no_certificate.contains("transport error"), "{no_certificate}");
+    assert!(not_theirs.contains("transport error"), "{not_theirs}");
+    assert!(no_tls.contains("transport error"), "{no_tls}");
+    let files = members.files().expect("TLS");
+    let began = Instant::now();
+    let not_a_pair = with(&|tls| tls.identity = Some((read(&files.cert), read(&stranger.key)))).await;
+    assert!(not_a_pair.contains("keys may not be consistent"), "{not_a_pair}");
+    assert!(began.elapsed() < Duration::from_secs(5), "no other member would change that");
+}
+
+#[tokio::test]
+async fn members_that_ask_for_a_user_serve_who_may_use_the_stores_keys() {
+    let (mut members, _folder) = start(1);
+    members.ask_for_user().await;
+    serves(&members).await;
+    let user = members.config().user.expect("a user");
+    let wrong = EtcdUser { password: "wrong".to_owned(), ..user.clone() };
+    for (config, why) in [
+        (
+            EtcdConfig { user: None, ..members.config() },
+            "the store could not open it: etcdserver: user name is empty",
+        ),
+        (
+            EtcdConfig { user: Some(wrong), ..members.config() },
+            "authentication failed, invalid user ID or password",
+        ),
+        (EtcdConfig { prefix: "other".to_owned(), ..members.config() }, "permission denied"),
+    ] {
+        let said = refusal(config).await;
+        assert!(said.contains(why) && !said.contains(&user.password), "{said}");
+    }
 }
 
 #[tokio::test]
