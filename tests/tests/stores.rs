@@ -1,6 +1,7 @@
 //! Where a cluster's objects are kept, as an operator sees it: stores that are copied, and servers that share one.
 
 use std::fs;
+use std::path::Path;
 
 use futures::{StreamExt as _, TryStreamExt as _};
 use k8s_openapi::api::apps::v1::Deployment;
@@ -9,7 +10,7 @@ use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, ServiceAccount};
 use kube::api::{Api, ListParams, PostParams, WatchEvent, WatchParams};
 use serde_json::json;
-use wharf_store::testing::Members;
+use wharf_store::testing::{Files, Members};
 use wharf_tests::{Server, eventually_async, wharf};
 
 async fn maps(server: &Server) -> Api<ConfigMap> {
@@ -175,4 +176,100 @@ async fn two_servers_share_an_etcd_and_the_second_takes_over_when_the_first_is_k
         if refused == 1 { Ok(()) } else { Err(format!("{status:?}")) }
     })
     .await;
+}
+
+/// How a store is asked for: `--store` and its kin.
+fn asked(members: &Members, more: &[(&str, &Path)]) -> Vec<String> {
+    let store = format!("--store=etcd://{}", members.config().members.join(","));
+    let more = more.iter().map(|(option, file)| format!("--etcd-{option}={}", file.display()));
+    std::iter::once(store).chain(more).collect()
+}
+
+/// A server serves with the options `right`; those that are wrong are told so, with the option that mends it.
+async fn serves_who_asks_rightly(folder: &Path, right: &[String], wrong: &[(Vec<String>, &str)]) {
+    let root = folder.join("one");
+    fs::create_dir(&root).expect("a folder");
+    let right: Vec<&str> = right.iter().map(String::as_str).collect();
+    let mut server = Server::start(&root, &right);
+    maps(&server).await.create(&PostParams::default(), &map("kept")).await.expect("a map");
+    server.stop();
+    server.revive();
+    maps(&server).await.get("kept").await.expect("it was kept");
+    server.stop();
+    std::thread::scope(|scope| {
+        for (options, says) in wrong {
+            scope.spawn(|| refused(options, says));
+        }
+    });
+}
+
+/// Who asks for a store with `options` is told what `says` how to mend it.
+fn refused(options: &[String], says: &str) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let (file, root) = (path("snapshot"), path("server"));
+    let snapshot: &[&str] = &["store", "snapshot", &file];
+    let server: &[&str] = &["server", "--listen=127.0.0.1:0", "--root", &root];
+    std::thread::scope(|scope| {
+        for command in [snapshot, server] {
+            scope.spawn(|| {
+                let options = options.iter().map(String::as_str);
+                let said = wharf(&command.iter().copied().chain(options).collect::<Vec<_>>());
+                assert!(
+                    said.code == Some(1) && said.stderr.contains(says),
+                    "it is to say {says:?}: {said:?}"
+                );
+            });
+        }
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_shows_its_certificate_to_an_etcd_that_asks_for_one() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let members = Members::start_with_tls(folder.path(), 1);
+    let files = members.files().expect("TLS");
+    let strangers = tempfile::tempdir().expect("a folder");
+    let stranger = Files::make(strangers.path(), std::net::Ipv4Addr::LOCALHOST);
+    let (cert, key) = (("certfile", &*files.cert), ("keyfile", &*files.key));
+    let right = asked(&members, &[("cafile", &files.ca), cert, key]);
+    let wrong = [
+        (asked(&members, &[]), "--etcd-cafile"),
+        (asked(&members, &[("cafile", &stranger.ca), cert, key]), "--etcd-cafile"),
+        (asked(&members, &[("cafile", &files.ca)]), "--etcd-certfile and --etcd-keyfile"),
+        (
+            asked(
+                &members,
+                &[("cafile", &files.ca), ("certfile", &stranger.cert), ("keyfile", &stranger.key)],
+            ),
+            "the certificate of --etcd-certfile",
+        ),
+        (asked(&members, &[("cafile", &files.ca), cert, ("keyfile", &stranger.key)]), "--etcd-keyfile"),
+    ];
+    serves_who_asks_rightly(folder.path(), &right, &wrong).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_tells_an_etcd_with_users_who_it_is() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = |name: &str, text: String| {
+        let file = folder.path().join(name);
+        fs::write(&file, text).expect("a file");
+        file
+    };
+    let mut members = Members::start(folder.path(), 1);
+    let nobody = file("nobody", "wharf:wrong".to_owned());
+    let too_early = asked(&members, &[("userfile", &nobody)]);
+    refused(&too_early, "leave out --etcd-userfile");
+    members.ask_for_user().await;
+    let user = members.config().user.expect("a user");
+    let known = file("known", format!("{}:{}\n", user.name, user.password));
+    let right = asked(&members, &[("userfile", &known)]);
+    let elsewhere = vec![format!("{}/other", right[0]), right[1].clone()];
+    let wrong = [
+        (asked(&members, &[]), "--etcd-userfile or WHARF_ETCD_USER names the user"),
+        (asked(&members, &[("userfile", &nobody)]), "by that password"),
+        (elsewhere, "readwrite on all keys under the prefix"),
+    ];
+    serves_who_asks_rightly(folder.path(), &right, &wrong).await;
 }

@@ -105,7 +105,10 @@ impl Location {
             }
             Self::Etcd { members, prefix } => {
                 let config = etcd.config(members.clone(), prefix.clone())?;
-                let opened = Etcd::open(config).await.map_err(with_cause);
+                let opened = Etcd::open(config).await.map_err(|error| {
+                    let error = with_cause(error);
+                    anyhow::anyhow!("{error}{}", etcd.advice(&error.to_string()))
+                });
                 Ok(Opened::Etcd(
                     opened.with_context(|| format!("open the store on etcd at {}", members.join(",")))?,
                 ))
@@ -125,6 +128,38 @@ impl EtcdOptions {
         ];
         let given = files.into_iter().filter_map(|(name, file)| Some((name, file.as_ref()?)));
         given.map(|(name, file)| format!("--etcd-{name}={}", file.display())).collect()
+    }
+
+    /// What to do about what etcd, or the way to it, `said`, in view of what was given; nothing where the words
+    /// say it.
+    fn advice(&self, said: &str) -> &'static str {
+        let has = |text| said.contains(text);
+        if has("invalid peer certificate") {
+            "; --etcd-cafile has to name the authority of etcd's certificate"
+        } else if has("received corrupt message") {
+            "; without --etcd-cafile etcd is spoken to without TLS"
+        } else if has("keys may not be consistent") {
+            "; --etcd-keyfile has to name the key of --etcd-certfile"
+        } else if has("user name is empty") {
+            "; --etcd-userfile or WHARF_ETCD_USER names the user"
+        } else if has("authentication failed") {
+            "; etcd does not know the user of --etcd-userfile or WHARF_ETCD_USER by that password"
+        } else if has("authentication is not enabled") {
+            "; etcd asks for no user: leave out --etcd-userfile and WHARF_ETCD_USER"
+        } else if has("permission denied") {
+            "; the user of --etcd-userfile or WHARF_ETCD_USER needs readwrite on all keys under the prefix"
+        } else if has("transport error") {
+            // A connection that came about and was ended: what for, TLS tells late or not at all.
+            match (&self.etcd_cafile, &self.etcd_certfile) {
+                (None, _) => "; if etcd speaks TLS, --etcd-cafile names its authority",
+                (Some(_), None) => {
+                    "; if etcd asks for a certificate, --etcd-certfile and --etcd-keyfile name it"
+                }
+                (Some(_), Some(_)) => "; etcd may not take the certificate of --etcd-certfile",
+            }
+        } else {
+            ""
+        }
     }
 
     fn config(&self, members: Vec<String>, prefix: String) -> anyhow::Result<EtcdConfig> {

@@ -107,7 +107,8 @@ impl Access {
             }
             Location::Etcd { members, prefix } => {
                 let config = self.etcd.config(members.clone(), prefix.clone())?;
-                Source::of(Arc::new(Etcd::open_existing(config).await.map_err(explained)?)).await
+                let opened = Etcd::open_existing(config).await.map_err(|error| self.advised(error));
+                Source::of(Arc::new(opened?)).await
             }
         };
         source.map_err(explained)
@@ -127,7 +128,8 @@ impl Access {
             }
             Location::Etcd { members, prefix } => {
                 let config = self.etcd.config(members.clone(), prefix.clone())?;
-                let sink = EtcdSink::begin(config, moment, force).await.map_err(explained)?;
+                let sink =
+                    EtcdSink::begin(config, moment, force).await.map_err(|error| self.advised(error))?;
                 (format!("etcd://{}/{prefix}", members.join(",")), told(source, sink).await?)
             }
         };
@@ -136,6 +138,12 @@ impl Access {
             "{place}: {objects} objects, as they were at revision {}; the store goes on from {revision}",
             moment.revision
         ))
+    }
+
+    /// As [`explained`], of an etcd that was asked for the first time.
+    fn advised(&self, error: CopyError) -> anyhow::Error {
+        let error = explained(error);
+        anyhow::anyhow!("{error}{}", self.etcd.advice(&error.to_string()))
     }
 
     fn file(&self, named: Option<&Path>) -> PathBuf {
