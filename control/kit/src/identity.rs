@@ -420,7 +420,9 @@ pub fn server_config(
     renewing_server_config(&Current::new(pair)?, clients, alpn)
 }
 
-/// The TLS configuration of a server: each handshake shows the newest certificate.
+/// The TLS configuration of a server: each handshake shows the newest certificate. One that asks its clients for
+/// certificates resumes no sessions: who resumes one is not asked again, and is who it was, with a certificate that may
+/// have been replaced or be over since.
 pub fn renewing_server_config(
     current: &Current,
     clients: ClientAuth<'_>,
@@ -434,6 +436,10 @@ pub fn renewing_server_config(
         ClientAuth::Required(ca) => builder.with_client_cert_verifier(ClientCa::new(ca)?.required()),
     };
     let mut config = builder.with_cert_resolver(Arc::new(current.clone()));
+    if clients != ClientAuth::None {
+        config.send_tls13_tickets = 0;
+        config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+    }
     config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
     Ok(Arc::new(config))
 }
@@ -595,6 +601,35 @@ mod tests {
             assert_eq!(peer.groups, ["system:nodes", "system:masters"]);
         }
         assert!(pair.remaining().unwrap() > DAY * 360);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_resumes_sessions_is_told_by_its_newest_certificate() {
+        let ca = Ca::generate("test-ca").unwrap();
+        let pair = ca.server("wharf", &["127.0.0.1"]).unwrap();
+        let none: [&str; 0] = [];
+        for auth in [ClientAuth::Optional(ca.cert_pem()), ClientAuth::Required(ca.cert_pem())] {
+            let server = server_config(&pair, auth, ALPN_HTTP).unwrap();
+            let current = Current::new(&ca.client("first", &none).unwrap()).unwrap();
+            let client = renewing_client_config(ca.cert_pem(), &current, ALPN_HTTP).unwrap();
+            // Ours does not; a client's default is to do so.
+            let mut client = Arc::unwrap_or_clone(client);
+            client.resumption = rustls::client::Resumption::default();
+            let client = Arc::new(client);
+            assert_eq!(meet(server.clone(), client.clone()).await.unwrap().expect("shown").user, "first");
+            let mut resuming = ServerConfig::clone(&server);
+            resuming.send_tls13_tickets = 2;
+            resuming.session_storage = rustls::server::ServerSessionMemoryCache::new(8);
+            let resuming = Arc::new(resuming);
+            meet(resuming.clone(), client.clone()).await.unwrap();
+            current.replace(&ca.client("second", &none).unwrap()).unwrap();
+            assert_eq!(
+                meet(resuming, client.clone()).await.unwrap().expect("shown").user,
+                "first",
+                "rustls' way"
+            );
+            assert_eq!(meet(server, client).await.unwrap().expect("shown").user, "second");
+        }
     }
 
     #[tokio::test]
