@@ -224,7 +224,13 @@ impl Oci {
     pub async fn signal(&self, id: &str, signal: i32) -> Result<(), Error> {
         let entry = self.inner.entry(id)?;
         self.expect(&entry, |status| !matches!(status, Status::Exited(_)))?;
-        self.inner.ask(&entry, Request::Signal(signal), ANSWER).await.map(drop)
+        match self.inner.ask(&entry, Request::Signal(signal), ANSWER).await {
+            // Its monitor leaves with it, and may have while this was on its way.
+            Err(Error::Link(wharf_link::Error::Closed)) => {
+                Err(Error::State { id: id.to_owned(), is: "over" })
+            }
+            answer => answer.map(drop),
+        }
     }
 
     /// Goes on with the log in a new file of the same name.
