@@ -40,4 +40,5 @@ def main():
     (HERE / "descriptions.json.gz").write_bytes(gzip.compress(text.encode(), 9, mtime=0))
 
 
-main()
+if __name__ == "__main__":
+    main()

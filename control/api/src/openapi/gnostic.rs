@@ -22,6 +22,7 @@ enum Form {
     Flag,
     /// YAML in an `Any`.
     Yaml,
+    Yamls,
     One(&'static Message),
     /// A JSON object as a list of pairs: name (1) and value (2), the value within these numbers.
     Named(&'static Message, &'static [u32]),
@@ -74,6 +75,7 @@ static SCHEMA: Message = Message {
         ("description", &[4], Form::Text),
         ("default", &[5], Form::Yaml),
         ("required", &[19], Form::Texts),
+        ("enum", &[20], Form::Yamls),
         ("additionalProperties", &[21, 1], Form::One(&SCHEMA)),
         ("type", &[22, 1], Form::Text),
         ("items", &[23, 1], Form::One(&SCHEMA)),
@@ -155,6 +157,9 @@ fn put(out: &mut Vec<u8>, numbers: &[u32], form: &Form, value: &Value) {
             encode_varint(u64::from(value == &Value::Bool(true)), out);
         }
         Form::Yaml => bytes(out, number, &yaml(value)),
+        Form::Yamls => {
+            value.as_array().into_iter().flatten().for_each(|value| bytes(out, number, &yaml(value)));
+        }
         Form::One(of) => bytes(out, number, &message(of, value)),
         Form::Named(of, within) => {
             for (name, value) in object(value) {

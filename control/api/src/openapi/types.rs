@@ -14,6 +14,8 @@ pub type Texts = HashMap<String, HashMap<String, String>>;
 
 /// Made by `control/api/schema/describe.py`.
 const DESCRIPTIONS: &[u8] = include_bytes!("../../schema/descriptions.json.gz");
+/// Made by `control/api/schema/enumerate.py`.
+const ENUMERATIONS: &str = include_str!("../../schema/enumerations.txt");
 /// Types that every group version's operations speak of.
 const EVERYWHERE: [&str; 2] = ["meta.v1.DeleteOptions", "meta.v1.Status"];
 /// Shapes that are types of their own in OpenAPI, with their short names.
@@ -28,6 +30,17 @@ pub const PATCH: &str = "meta.v1.Patch";
 pub fn descriptions() -> Texts {
     let reader = flate2::read::GzDecoder::new(DESCRIPTIONS);
     serde_json::from_reader(reader).expect("descriptions.json.gz is part of the build and read by a test")
+}
+
+/// The values that Kubernetes names for fields, by type and field.
+fn enumerations() -> HashMap<(&'static str, &'static str), Vec<&'static str>> {
+    let lines = ENUMERATIONS.lines().filter(|line| !line.starts_with('#'));
+    let told = lines.filter_map(|line| {
+        let (ty, rest) = line.split_once(' ')?;
+        let (field, values) = rest.split_once(' ')?;
+        Some(((ty, field), values.split('|').collect()))
+    });
+    told.collect()
 }
 
 /// The name that OpenAPI knows a type by: `io.k8s.api.apps.v1.Deployment`.
@@ -55,7 +68,7 @@ pub fn reference(dialect: Dialect, short: &str) -> Value {
 /// The types of these kinds, their lists and what their operations speak of, with all they lead to.
 pub fn of(dialect: Dialect, kinds: &[&Kind], texts: &Texts) -> Value {
     let schema = Schema::get();
-    let mut found = Collector { dialect, texts, schemas: BTreeMap::new() };
+    let mut found = Collector { dialect, texts, values: enumerations(), schemas: BTreeMap::new() };
     for kind in kinds {
         found.add(kind.ty());
         let list = schema.kind(&kind.group, &kind.version, &format!("{}List", kind.kind));
@@ -73,6 +86,7 @@ pub fn of(dialect: Dialect, kinds: &[&Kind], texts: &Texts) -> Value {
 struct Collector<'a> {
     dialect: Dialect,
     texts: &'a Texts,
+    values: HashMap<(&'static str, &'static str), Vec<&'static str>>,
     /// By full name.
     schemas: BTreeMap<String, Value>,
 }
@@ -133,6 +147,13 @@ impl Collector<'_> {
         }
         if let Some(default) = &field.default {
             schema.insert("default".to_owned(), default.clone());
+        }
+        if let Some(values) = self.values.get(&(ty.name(), field.name)) {
+            // Of a list they are its items'.
+            match schema.get_mut("items") {
+                Some(items) => items["enum"] = json!(values),
+                None => drop(schema.insert("enum".to_owned(), json!(values))),
+            }
         }
         let merges = field.patch.merge.is_some();
         let list = match (&field.shape, &field.list) {
@@ -212,5 +233,23 @@ impl Collector<'_> {
         }
         self.schemas.insert(full_name(short), schema);
         reference(self.dialect, short)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_enumeration_is_of_a_field_that_there_is() {
+        let all = enumerations();
+        assert!(all.len() > 100, "{}", all.len());
+        for ((name, field), values) in all {
+            let ty = Schema::get().named(name).unwrap_or_else(|| panic!("there is no type {name}"));
+            let found = ty.fields().iter().find(|known| known.name == field);
+            let found = found.unwrap_or_else(|| panic!("{name} has no {field}"));
+            assert!(!matches!(found.shape, Shape::Struct(_)), "{name}.{field} is no text");
+            assert!(values.iter().all(|value| !value.is_empty()), "{name}.{field}");
+        }
     }
 }
