@@ -119,6 +119,7 @@ fn component(space: &Space, name: &str, more: Value) {
     let container = pod["spec"]["containers"][0].as_object_mut().expect("an object");
     container.extend(json!({"stdin": true, "stdinOnce": true}).as_object().expect("an object").clone());
     container.extend(more.as_object().expect("an object").clone());
+    pod["spec"]["volumes"] = json!([{"name": "data", "emptyDir": {}}]);
     space.apply(&[pod], true);
 }
 
@@ -231,6 +232,25 @@ fn files_and_folders_are_copied_both_ways() {
     assert_eq!(fs::read_to_string(here.path().join("tree/renamed")).expect("into the folder"), "small\n");
     space.wctl(&["cp", "box:/tmp/none", &path("none")]).fails_with(&["tar in the container", "none"]);
     space.wctl(&["cp", &path("absent"), "box:/tmp"]).fails_with(&["cannot read", "absent"]);
+}
+
+#[test]
+fn files_and_folders_of_a_component_are_copied_both_ways_without_a_program_in_it() {
+    let space = Space::new("given");
+    let mounts = json!([{"name": "data", "mountPath": "/data"}, {"name": "data", "mountPath": "/kept", "readOnly": true}]);
+    component(&space, "cat", json!({"volumeMounts": mounts}));
+    let here = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| here.path().join(name).display().to_string();
+    fs::create_dir_all(here.path().join("tree/sub")).expect("a folder");
+    fs::write(here.path().join("tree/sub/small"), "small\n").expect("a file");
+
+    space.wctl(&["cp", &path("tree/sub/small"), "cat:/data/renamed"]).ok();
+    assert_eq!(space.wctl(&["exec", "cat", "--", "guest", "read", "/kept/renamed"]).ok(), "small\n");
+    space.wctl(&["cp", &path("tree"), "cat:/data"]).ok();
+    space.wctl(&["cp", "cat:/data/tree", &path("back")]).ok();
+    assert_eq!(fs::read_to_string(here.path().join("back/sub/small")).expect("it came back"), "small\n");
+    space.wctl(&["cp", &path("tree/sub/small"), "cat:/kept/new"]).fails_with(&["/kept"]);
+    space.wctl(&["cp", &path("tree/sub/small"), "cat:/nowhere/new"]).fails_with(&["/nowhere"]);
 }
 
 #[test]
