@@ -155,3 +155,22 @@ pub fn start(client: kube::Client, config: Config, stop: CancellationToken) -> J
         info!("controllers ended");
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn controllers_that_have_seen_nothing_yet_end_when_they_are_asked_to() {
+        type Answer = Result<http::Response<kube::client::Body>, tower::BoxError>;
+        let silent =
+            tower::service_fn(|_: http::Request<kube::client::Body>| std::future::pending::<Answer>());
+        let stop = CancellationToken::new();
+        let mut config = Config::new("");
+        config.signer = Some(Arc::new(Ca::generate("test").expect("a CA")));
+        let running = start(kube::Client::new(silent, "default"), config, stop.clone());
+        tokio::task::yield_now().await;
+        stop.cancel();
+        tokio::time::timeout(Duration::from_secs(20), running).await.expect("they end").expect("none panics");
+    }
+}

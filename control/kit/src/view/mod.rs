@@ -124,8 +124,11 @@ impl Hub {
         let slot = stores.entry((TypeId::of::<T>(), kind, filter.clone())).or_insert_with(|| {
             let store = Store::<T>::new();
             let run = reflector::run(self.client.clone(), kind, filter, store.clone());
-            let stop = self.stop.clone();
-            tokio::spawn(async move { stop.run_until_cancelled(run).await });
+            let (stop, fed) = (self.stop.clone(), store.clone());
+            tokio::spawn(async move {
+                stop.run_until_cancelled(run).await;
+                fed.end();
+            });
             Box::new(store)
         });
         slot.downcast_ref::<Store<T>>().expect("the slot of a type holds its store").clone()

@@ -77,6 +77,8 @@ struct Indexed<T> {
 struct Progress {
     listed: bool,
     revision: u64,
+    /// Nothing feeds it any more.
+    ended: bool,
 }
 
 impl<T: View> Store<T> {
@@ -98,9 +100,10 @@ impl<T: View> Store<T> {
         store
     }
 
-    /// Waits until the first list is in the cache.
+    /// Waits until the first list is in the cache, or the hub has stopped before it was: whoever waits is to stop then,
+    /// too, and looks at nothing.
     pub async fn ready(&self) {
-        self.progress(|at| at.listed).await;
+        self.progress(|at| at.listed || at.ended).await;
     }
 
     /// Waits until every change up to `revision` (of any kind: the cluster counts once) that concerns this
@@ -226,7 +229,12 @@ impl<T: View> Store<T> {
                 self.change(&mut subscribers, &key, Some(object));
             }
         }
-        self.shared.progress.send_modify(|at| *at = Progress { listed: true, revision });
+        self.shared.progress.send_modify(|at| (at.listed, at.revision) = (true, revision));
+    }
+
+    /// Notes that nothing feeds the store any more.
+    pub(super) fn end(&self) {
+        self.shared.progress.send_modify(|at| at.ended = true);
     }
 
     /// Notes that everything up to `revision` is in the store.
