@@ -148,7 +148,7 @@ impl EtcdOptions {
             "; etcd asks for no user: leave out --etcd-userfile and WHARF_ETCD_USER"
         } else if has("permission denied") {
             "; the user of --etcd-userfile or WHARF_ETCD_USER needs readwrite on all keys under the prefix"
-        } else if has("transport error") {
+        } else if has("transport error") || has("connection closed") {
             // A connection that came about and was ended: what for, TLS tells late or not at all.
             match (&self.etcd_cafile, &self.etcd_certfile) {
                 (None, _) => "; if etcd speaks TLS, --etcd-cafile names its authority",

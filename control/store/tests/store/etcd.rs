@@ -103,10 +103,10 @@ async fn members_that_speak_tls_serve_who_has_a_certificate_of_their_authority()
         refusal(EtcdConfig { tls: None, ..members.config() }),
     );
     assert!(other_authority.contains("invalid peer certificate"), "{other_authority}");
-    // Its alert may come later than the end of the connection.
-    assert!(no_certificate.contains("transport error"), "{no_certificate}");
-    assert!(not_theirs.contains("transport error"), "{not_theirs}");
-    assert!(no_tls.contains("transport error"), "{no_tls}");
+    // Its alert may come later than the end of the connection, which is seen while it is made or afterwards.
+    for ended in [no_certificate, not_theirs, no_tls] {
+        assert!(ended.contains("transport error") || ended.contains("connection closed"), "{ended}");
+    }
     let files = members.files().expect("TLS");
     let began = Instant::now();
     let not_a_pair = with(&|tls| tls.identity = Some((read(&files.cert), read(&stranger.key)))).await;
