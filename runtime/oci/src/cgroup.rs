@@ -303,9 +303,13 @@ pub(crate) fn update(group: &str, resources: &Resources) -> Result<(), Error> {
     Ok(())
 }
 
-/// Shares of 2 to 262144 on the scale of 1 to 10000, as the kernel's documentation of the two suggests.
+/// Shares of 2 to 262144 on the scale of 1 to 10000, so that the defaults, 1024 and 100, meet too. The curve is that of
+/// runc 1.3.2 (opencontainers/cgroups#20), which libcontainer follows: an update and a start mean the same.
 fn weight(shares: u64) -> u64 {
-    1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142
+    let log = (shares.clamp(2, 262_144) as f64).log2();
+    let exponent = (log * log + 125.0 * log) / 612.0 - 7.0 / 34.0;
+    // What is whole but for its last bits is not the next.
+    ((10_f64.powf(exponent) - 1e-6).ceil() as u64).clamp(1, 10_000)
 }
 
 /// Whether the machine accounts swap, so that a limit on memory with swap can be set.
@@ -433,7 +437,8 @@ mod tests {
 
     #[test]
     fn shares_map_to_weights_end_to_end() {
-        assert_eq!((weight(2), weight(1024), weight(262_144)), (1, 39, 10_000));
+        assert_eq!((weight(2), weight(1024), weight(262_144)), (1, 100, 10_000));
+        assert_eq!((weight(0), weight(512), weight(22_000)), (1, 59, 1204));
     }
 
     #[test]

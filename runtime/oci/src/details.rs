@@ -123,7 +123,9 @@ pub(crate) fn details(group: &str) -> Option<Details> {
 
 /// The way back from a weight to shares, as `cgroup::update` goes there.
 fn shares(weight: u64) -> u64 {
-    2 + weight.clamp(1, 10_000).saturating_sub(1) * 262_142 / 9999
+    let exponent = (weight.clamp(1, 10_000) as f64).log10() + 7.0 / 34.0;
+    let log = ((125.0 * 125.0 + 4.0 * 612.0 * exponent).sqrt() - 125.0) / 2.0;
+    log.exp2().round() as u64
 }
 
 /// The open files of a process, and how many of them are sockets; nothing of one that ended meanwhile.
@@ -142,8 +144,8 @@ mod tests {
 
     #[test]
     fn weights_lead_back_to_shares() {
-        assert_eq!((shares(1), shares(10_000)), (2, 262_144));
-        assert!((990..=1024).contains(&shares(39)), "{}", shares(39));
+        assert_eq!((shares(1), shares(100), shares(10_000)), (2, 1024, 262_144));
+        assert!((512..=525).contains(&shares(59)), "{}", shares(59));
     }
 
     #[test]
