@@ -85,7 +85,8 @@ async fn a_container_over_its_memory_limit_is_oom_killed_and_limits_can_change()
         tokio::time::sleep(Duration::from_millis(5)).await;
         let stats = oci.stats("spin").await.unwrap().unwrap();
         used = stats.cpu_usage_nanos;
-        assert_eq!((stats.memory_limit, stats.pids), (Some(32 << 20), 1));
+        assert_eq!(stats.memory_limit, Some(32 << 20));
+        assert!((1..=2).contains(&stats.pids), "itself, and who started it until that is reaped: {stats:?}");
         assert!(stats.memory_usage > 0 && stats.memory_working_set <= stats.memory_usage);
     }
     // The rest comes of other files, which the kernel reads at other moments.
