@@ -128,6 +128,7 @@ struct Shim {
 
 impl Shim {
     fn start(dir: &Path, registry: &str) -> anyhow::Result<Self> {
+        nix::sys::prctl::set_child_subreaper(true)?;
         let registries = dir.join("registries.json");
         let mirrors = serde_json::json!({"mirrors": [{"url": registry}], "mirrors_only": true});
         fs::write(&registries, serde_json::json!({"hosts": {"*": mirrors}}).to_string())?;
@@ -159,6 +160,17 @@ impl Drop for Shim {
     fn drop(&mut self) {
         let _ = kill(Pid::from_raw(self.process.id() as i32), Signal::SIGTERM);
         let _ = self.process.wait();
+        // It leaves what runs to its successor: here there is none, and orphans are this process's children.
+        let own = format!("/proc/self/task/{}/children", std::process::id());
+        loop {
+            let children = fs::read_to_string(&own).unwrap_or_default();
+            for child in children.split_whitespace().filter_map(|pid| pid.parse().ok()) {
+                let _ = kill(Pid::from_raw(child), Signal::SIGKILL);
+            }
+            if nix::sys::wait::waitpid(None, None).is_err() {
+                return;
+            }
+        }
     }
 }
 
