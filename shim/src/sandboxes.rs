@@ -110,8 +110,10 @@ impl Shim {
     /// Undoes what [`Self::build`] did, in whatever state it is.
     async fn unmake(&self, record: &Sandbox) -> Result<(), Error> {
         let address = record.address.parse().ok();
-        if address.is_some() {
-            self.network.unpublish(&crate::spec::port_mappings(record)?).await?;
+        if let Some(own) = address
+            && !crate::spec::port_mappings(record)?.is_empty()
+        {
+            self.network.unpublish(|address| address == own).await?;
         }
         if record.is_wasm() {
             if let Some(address) = address {
@@ -119,7 +121,10 @@ impl Shim {
             }
             return Ok(());
         }
-        self.oci.remove_pause(&record.id).await?;
+        match self.oci.remove_pause(&record.id).await {
+            Ok(()) | Err(wharf_oci::Error::Unknown(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
         if !record.on_node_network() {
             self.network.detach(&record.id, address).await?;
         }

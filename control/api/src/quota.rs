@@ -170,7 +170,8 @@ fn decide(quotas: &mut [Quota], batch: Vec<Waiting>, partly: bool) -> Vec<Waitin
     met
 }
 
-/// Writes those that changed; true if none was written by others meanwhile.
+/// Writes those that changed, in their order, up to one that others wrote meanwhile; true if there was none. Every server
+/// has the same order, so who is charged by the first of them is decided afresh only on what it met there.
 async fn write(
     server: &Inner,
     namespace: &str,
@@ -179,20 +180,16 @@ async fn write(
 ) -> Result<bool> {
     let kind = server.kinds.builtin("", "resourcequotas");
     let storage: &dyn Storage = &*server.storage;
-    let mut all = true;
-    for quota in quotas {
-        if !quota.changed {
-            continue;
-        }
+    for quota in quotas.iter().filter(|quota| quota.changed) {
         let key = kind.key(namespace, name(&quota.object));
         match storage.write(Write::update(key, quota.revision, encode::stored(&quota.object))).await {
             Ok(_) => drop(charged.insert(name(&quota.object).to_owned())),
-            Err(StoreError::Conflict { .. }) => all = false,
+            Err(StoreError::Conflict { .. }) => {
+                storage.sync().await.map_err(store_failed)?;
+                return Ok(false);
+            }
             Err(error) => return Err(store_failed(error)),
         }
     }
-    if !all {
-        storage.sync().await.map_err(store_failed)?;
-    }
-    Ok(all)
+    Ok(true)
 }

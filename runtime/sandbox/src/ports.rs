@@ -8,6 +8,8 @@ use std::io::Write as _;
 use std::net::Ipv4Addr;
 use std::process::{Command, Stdio};
 
+use serde_json::Value;
+
 use crate::network::{BRIDGE, WASM_LINK, sysctl};
 use crate::{Error, Network, Range};
 
@@ -85,7 +87,7 @@ impl Network {
             script +=
                 &format!("create element ip {TABLE} {map} {{ {key} : {address} . {} }}\n", mapping.port);
         }
-        nft(script).await.map_err(|said| match said.contains("File exists") {
+        run(script).await.map_err(|said| match said.contains("File exists") {
             true => {
                 let all: Vec<String> = mappings.iter().map(ToString::to_string).collect();
                 Error::PortTaken(all.join(", "))
@@ -94,20 +96,47 @@ impl Network {
         })
     }
 
-    /// Undoes [`Self::publish`]. A repeat changes nothing.
+    /// Takes back the ports that lead to an address that `gone` names, whoever published them. A repeat changes nothing.
     ///
     /// # Errors
     /// What nft says.
-    pub async fn unpublish(&self, mappings: &[PortMapping]) -> Result<(), Error> {
-        for mapping in mappings {
-            let (map, key) = mapping.key();
-            match nft(format!("delete element ip {TABLE} {map} {{ {key} }}\n")).await {
-                Err(said) if !said.contains("No such file or directory") => return Err(Error::Nft(said)),
-                _ => {}
+    pub async fn unpublish(&self, gone: impl Fn(Ipv4Addr) -> bool) -> Result<(), Error> {
+        let listed = match nft(&["-j", "list", "table", "ip", TABLE], String::new()).await {
+            Ok(listed) => listed,
+            // Nothing was ever published.
+            Err(said) if said.contains("No such file or directory") => return Ok(()),
+            Err(said) => return Err(Error::Nft(said)),
+        };
+        let script: String = published(&listed)
+            .into_iter()
+            .filter(|(.., address)| gone(*address))
+            .map(|(map, key, _)| format!("delete element ip {TABLE} {map} {{ {key} }}\n"))
+            .collect();
+        match script.is_empty() {
+            true => Ok(()),
+            false => run(script).await.map_err(Error::Nft),
+        }
+    }
+}
+
+/// What the table's maps hold, of `nft -j list table`: the map, the key in it and the pod's address.
+fn published(listed: &str) -> Vec<(String, String, Ipv4Addr)> {
+    let listed: Value = serde_json::from_str(listed).unwrap_or_default();
+    let parts = |side: &Value| -> Option<Vec<String>> {
+        let parts = side["concat"].as_array()?.iter();
+        Some(parts.map(|part| part.as_str().map_or_else(|| part.to_string(), str::to_owned)).collect())
+    };
+    let mut all = Vec::new();
+    for map in listed["nftables"].as_array().into_iter().flatten().map(|entry| &entry["map"]) {
+        for element in map["elem"].as_array().into_iter().flatten() {
+            let name = map["name"].as_str().map(str::to_owned);
+            let to = parts(&element[1]).and_then(|to| to.first()?.parse().ok());
+            if let (Some(name), Some(key), Some(to)) = (name, parts(&element[0]), to) {
+                all.push((name, key.join(" . "), to));
             }
         }
-        Ok(())
     }
+    all
 }
 
 /// Makes the table, or makes it anew; what is in its maps stays.
@@ -155,21 +184,26 @@ fn table(pods: Range) -> String {
 }
 
 /// Applies a script, whole or not at all; the error is nft's own words.
-async fn nft(script: String) -> Result<(), String> {
+async fn run(script: String) -> Result<(), String> {
+    nft(&["-f", "-"], script).await.map(drop)
+}
+
+/// What nft prints, asked with these arguments and this input.
+async fn nft(arguments: &'static [&str], input: String) -> Result<String, String> {
     let run = move || {
         let mut nft = Command::new("nft")
-            .args(["-f", "-"])
+            .args(arguments)
             .stdin(Stdio::piped())
-            .stdout(Stdio::null())
+            .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .map_err(|cause| format!("nft cannot be run, host ports need it (Debian: nftables): {cause}"))?;
-        let mut input = nft.stdin.take().expect("it is piped");
-        let written = input.write_all(script.as_bytes());
-        drop(input);
+        let mut stdin = nft.stdin.take().expect("it is piped");
+        let written = stdin.write_all(input.as_bytes());
+        drop(stdin);
         let output = nft.wait_with_output().map_err(|cause| cause.to_string())?;
         match (output.status.success(), written) {
-            (true, Ok(())) => Ok(()),
+            (true, Ok(())) => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
             _ => Err(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
         }
     };

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use nix::sched::{CloneFlags, unshare};
-use wharf_sandbox::{Network, Range, Routes, Switch, netns};
+use wharf_sandbox::{Error, Network, PortMapping, Protocol, Range, Routes, Switch, netns};
 
 /// Runs `test` on a thread in a fresh node namespace, with a tokio runtime of its own, then checks that the
 /// test left nothing behind.
@@ -119,6 +119,33 @@ fn configuring_again_after_a_restart_changes_nothing() {
         assert_ne!(network.attach("new").await.unwrap().address, pod.address);
         assert!(ask(at).is_ok(), "the pod still answers");
         assert!(network.configure("10.200.0.0/17".parse().unwrap()).await.is_err());
+    });
+}
+
+#[test]
+fn a_port_of_the_node_stays_with_its_pod_when_another_asked_for_it_in_vain() {
+    on_node(|network, _| async move {
+        network.configure(range()).await.unwrap();
+        let (one, two) = (network.attach("one").await.unwrap(), network.attach("two").await.unwrap());
+        let at = serve(&one.netns, one.address);
+        let mapping = |host_ip| PortMapping {
+            protocol: Protocol::Tcp,
+            host_ip,
+            host_port: 8080,
+            port: at.port(),
+        };
+        let node = network.gateway().unwrap();
+        for host_ip in [None, Some(node)] {
+            network.unpublish(|_| true).await.unwrap();
+            let ports = [mapping(host_ip)];
+            network.publish(one.address, &ports).await.unwrap();
+            let taken = network.publish(two.address, &ports).await;
+            assert!(matches!(taken, Err(Error::PortTaken(_))), "{taken:?}");
+            network.unpublish(|address| address == two.address).await.unwrap();
+            assert!(ask((node, 8080).into()).is_ok(), "it leads to its pod still");
+            network.unpublish(|address| address == one.address).await.unwrap();
+            assert!(ask((node, 8080).into()).is_err(), "it leads nowhere");
+        }
     });
 }
 
