@@ -128,12 +128,8 @@ fn a_port_of_the_node_stays_with_its_pod_when_another_asked_for_it_in_vain() {
         network.configure(range()).await.unwrap();
         let (one, two) = (network.attach("one").await.unwrap(), network.attach("two").await.unwrap());
         let at = serve(&one.netns, one.address);
-        let mapping = |host_ip| PortMapping {
-            protocol: Protocol::Tcp,
-            host_ip,
-            host_port: 8080,
-            port: at.port(),
-        };
+        let mapping =
+            |host_ip| PortMapping { protocol: Protocol::Tcp, host_ip, host_port: 8080, port: at.port() };
         let node = network.gateway().unwrap();
         for host_ip in [None, Some(node)] {
             network.unpublish(|_| true).await.unwrap();
