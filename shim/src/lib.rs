@@ -15,6 +15,8 @@ mod error;
 mod events;
 mod exec;
 mod files;
+mod info;
+mod lists;
 mod metrics;
 mod record;
 mod sandboxes;
@@ -23,6 +25,8 @@ mod shim;
 mod spec;
 mod stats;
 mod streaming;
+mod update;
+mod user_namespace;
 mod users;
 mod view;
 

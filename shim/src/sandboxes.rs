@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use wharf_cri::v1::{ContainerEventType, NamespaceMode, PodSandboxConfig, PodSandboxState};
-use wharf_oci::PauseSpec;
+use wharf_oci::{IdMappings, Network, PauseSpec};
+use wharf_sandbox::PortMapping;
 
 use crate::HANDLERS;
 use crate::error::{Error, chain};
@@ -52,7 +53,12 @@ impl Shim {
 
     async fn build(&self, record: &mut Sandbox) -> Result<(), Error> {
         let mappings = crate::spec::port_mappings(record)?;
+        let users = crate::user_namespace::mappings(record.config())?;
         if record.is_wasm() {
+            if users.is_some() {
+                let why = "a wasm pod has no processes, and so no user namespace; take hostUsers: true or leave it out";
+                return Err(Error::Invalid(why.to_owned()));
+            }
             if !record.on_node_network() {
                 let address = self.network.take_wasm_address()?;
                 record.address = address.to_string();
@@ -60,17 +66,37 @@ impl Shim {
             }
             return Ok(());
         }
-        if !record.on_node_network() {
-            let pod = self.network.attach(&record.id).await?;
-            record.address = pod.address.to_string();
-            record.netns = pod.netns.display().to_string();
-            self.network.publish(pod.address, &mappings).await?;
+        let owner = users.as_ref().and_then(|users| users.outside(0, 0));
+        // What a user namespace is to have rights over is made by a process in it.
+        let inside = users.is_some();
+        if inside {
+            let pause = self.oci.pause(pause_spec(record, users)).await?;
+            self.connect(record, &mappings, Some(pause.namespace("net"))).await?;
+        } else {
+            self.connect(record, &mappings, None).await?;
         }
         self.save_sandbox(record.clone())?;
-        let dir = self.sandbox_dir(&record.id);
-        crate::spec::sandbox_files(&dir, record.config())?;
-        self.oci.pause(pause_spec(record)).await?;
+        crate::spec::sandbox_files(&self.sandbox_dir(&record.id), record.config(), owner)?;
+        if !inside {
+            self.oci.pause(pause_spec(record, None)).await?;
+        }
         Ok(())
+    }
+
+    /// Gives an OCI pod its network: in a new namespace, or in one that was made for it.
+    async fn connect(
+        &self,
+        record: &mut Sandbox,
+        mappings: &[PortMapping],
+        made: Option<PathBuf>,
+    ) -> Result<(), Error> {
+        if record.on_node_network() {
+            return Ok(());
+        }
+        let pod = self.network.attach(&record.id, made).await?;
+        record.address = pod.address.to_string();
+        record.netns = pod.netns.display().to_string();
+        Ok(self.network.publish(pod.address, mappings).await?)
     }
 
     /// Ends a sandbox and all in it. One that is not there, or is stopped, is no error.
@@ -137,13 +163,18 @@ impl Shim {
     }
 }
 
-fn pause_spec(record: &Sandbox) -> PauseSpec {
+fn pause_spec(record: &Sandbox, users: Option<IdMappings>) -> PauseSpec {
     let config = record.config();
     let options = namespaces(config).cloned().unwrap_or_default();
     let linux = config.linux.as_ref();
     PauseSpec {
         id: record.id.clone(),
-        network: (!record.netns.is_empty()).then(|| record.netns.clone().into()),
+        network: match record.netns.as_str() {
+            _ if users.is_some() => Network::New,
+            "" => Network::Host,
+            netns => Network::Path(netns.into()),
+        },
+        users,
         // A pod on the node's network has the node's name too.
         hostname: (network_mode(config) != NamespaceMode::Node).then(|| config.hostname.clone()),
         ipc: options.ipc() != NamespaceMode::Node,

@@ -11,11 +11,14 @@ use wharf_cri::v1::{
     NamespaceMode, PodSandboxConfig, SupplementalGroupsPolicy, security_profile::ProfileType,
 };
 use wharf_image::{Image, WasmModule};
-use wharf_oci::{Capabilities, Mount, Namespaces, Pause, Propagation, Resources, Seccomp};
+use wharf_oci::{
+    Capabilities, IdMappings, Mount, Namespaces, Pause, Propagation, Resources, Seccomp, UserNamespace,
+};
 use wharf_sandbox::{PortMapping, Protocol};
 
 use crate::error::Error;
 use crate::record::{Container, Sandbox};
+use crate::user_namespace;
 use crate::users::Identity;
 
 /// The ports of the node that lead to the pod; none with the node's network, where the pod's ports are the node's.
@@ -119,6 +122,24 @@ fn linux_resources(config: &ContainerConfig) -> v1::LinuxContainerResources {
     config.linux.as_ref().and_then(|linux| linux.resources.clone()).unwrap_or_default()
 }
 
+/// CRI's limits, in which 0 and nothing say nothing.
+pub fn resources(asked: v1::LinuxContainerResources) -> Resources {
+    let said = |value: i64| (value != 0).then_some(value);
+    let positive = |value: i64| u64::try_from(value).ok().filter(|value| *value > 0);
+    Resources {
+        cpu_shares: positive(asked.cpu_shares),
+        cpu_quota: said(asked.cpu_quota),
+        cpu_period: positive(asked.cpu_period),
+        memory_limit: said(asked.memory_limit_in_bytes),
+        memory_swap_limit: said(asked.memory_swap_limit_in_bytes),
+        hugepages: asked.hugepage_limits.into_iter().map(|pages| (pages.page_size, pages.limit)).collect(),
+        unified: asked.unified.into_iter().collect(),
+        cpuset_cpus: Some(asked.cpuset_cpus).filter(|cpus| !cpus.is_empty()),
+        cpuset_mems: Some(asked.cpuset_mems).filter(|mems| !mems.is_empty()),
+        pids_limit: None,
+    }
+}
+
 /// What the wasm host is told; `mounts` are those of the config.
 pub fn wasm(
     record: &Container,
@@ -219,22 +240,27 @@ pub fn oci(
             "no command is specified, neither by the image nor by the pod".to_owned(),
         ));
     }
-    let resources = linux_resources(config);
+    let asked = linux_resources(config);
     let user = record.user.clone().unwrap_or_default();
     let id = |id: i64| {
         u32::try_from(id).map_err(|_| Error::Invalid(format!("{id} is no user's or group's number")))
     };
     let groups = user.supplemental_groups.into_iter().map(id).collect::<Result<_, _>>()?;
     let capabilities = context.capabilities.clone().unwrap_or_default();
+    let options = context.namespace_options.as_ref();
+    user_namespace::check(sandbox.config(), options.and_then(|options| options.userns_options.as_ref()))?;
+    let users = user_namespace::mappings(sandbox.config())?;
+    if users.is_some() && context.privileged {
+        return Err(Error::Invalid("a privileged container has the node's user namespace".to_owned()));
+    }
     let mut mounts = pod_mounts(config, pod_dir);
     for mount in &config.mounts {
         mounts.push(match &mount.image {
             Some(image) => image_volume(mount, layers(&image.image_ref)?)?,
-            None => bind(mount)?,
+            None => bind(mount, user_namespace::mapped(mount, users.as_ref())?)?,
         });
     }
     let cwd = if config.working_dir.is_empty() { &image.config.working_dir } else { &config.working_dir };
-    let positive = |value: i64| (value > 0).then_some(value);
     Ok(wharf_oci::ContainerSpec {
         id: record.id.clone(),
         args,
@@ -242,17 +268,9 @@ pub fn oci(
         cwd: cwd.into(),
         user: wharf_oci::User { uid: id(user.uid)?, gid: id(user.gid)?, additional_gids: groups },
         mounts,
-        namespaces: join(sandbox, &context, pause, target),
-        resources: Resources {
-            cpu_shares: u64::try_from(resources.cpu_shares).ok().filter(|shares| *shares > 0),
-            cpu_quota: positive(resources.cpu_quota),
-            cpu_period: u64::try_from(resources.cpu_period).ok().filter(|period| *period > 0),
-            memory_limit: positive(resources.memory_limit_in_bytes),
-            cpuset_cpus: Some(resources.cpuset_cpus).filter(|cpus| !cpus.is_empty()),
-            cpuset_mems: Some(resources.cpuset_mems).filter(|mems| !mems.is_empty()),
-            ..Resources::default()
-        },
-        oom_score_adj: i32::try_from(resources.oom_score_adj).ok().filter(|adj| *adj != 0),
+        namespaces: join(sandbox, &context, pause, target, users),
+        oom_score_adj: i32::try_from(asked.oom_score_adj).ok().filter(|adj| *adj != 0),
+        resources: resources(asked),
         capabilities: Capabilities {
             add: capabilities.add_capabilities,
             drop: capabilities.drop_capabilities,
@@ -260,6 +278,7 @@ pub fn oci(
         privileged: context.privileged,
         no_new_privileges: context.no_new_privs,
         seccomp: seccomp(&context)?,
+        apparmor: apparmor(&context),
         masked_paths: (!context.masked_paths.is_empty()).then(|| context.masked_paths.clone()),
         readonly_paths: (!context.readonly_paths.is_empty()).then(|| context.readonly_paths.clone()),
         readonly_rootfs: context.readonly_rootfs,
@@ -291,6 +310,7 @@ fn join(
     context: &LinuxContainerSecurityContext,
     pause: &Pause,
     target: Option<&OwnedFd>,
+    users: Option<IdMappings>,
 ) -> Namespaces {
     let options = context.namespace_options.clone().unwrap_or_default();
     let host_network = sandbox.on_node_network();
@@ -306,6 +326,7 @@ fn join(
             (None, NamespaceMode::Pod) => Some(pause.namespace("pid")),
             (None, _) => None,
         },
+        user: users.map(|mappings| UserNamespace { path: pause.namespace("user"), mappings }),
         host_network,
         host_ipc,
         host_uts: host_network,
@@ -326,6 +347,19 @@ fn seccomp(context: &LinuxContainerSecurityContext) -> Result<Seccomp, Error> {
     }
 }
 
+/// The profile that is named. There is none for `RuntimeDefault`: what this runtime gives by default, it gives everywhere.
+fn apparmor(context: &LinuxContainerSecurityContext) -> Option<String> {
+    #[expect(deprecated, reason = "kubelets before 1.30 say it so")]
+    let old = context.apparmor_profile.strip_prefix("localhost/");
+    let named = match &context.apparmor {
+        Some(profile) => {
+            (profile.profile_type() == ProfileType::Localhost).then_some(profile.localhost_ref.as_str())
+        }
+        None => old,
+    };
+    named.filter(|_| !context.privileged).map(|name| name.trim_start_matches("localhost/").to_owned())
+}
+
 fn image_volume(mount: &v1::Mount, lower: Vec<PathBuf>) -> Result<Mount, Error> {
     let invalid =
         |why: &str| Err(Error::Invalid(format!("the image volume at {} {why}", mount.container_path)));
@@ -342,7 +376,7 @@ fn image_volume(mount: &v1::Mount, lower: Vec<PathBuf>) -> Result<Mount, Error> 
     })
 }
 
-fn bind(mount: &v1::Mount) -> Result<Mount, Error> {
+fn bind(mount: &v1::Mount, mapped: bool) -> Result<Mount, Error> {
     if mount.host_path.is_empty() {
         let why = format!("the mount at {} has neither a host path nor an image", mount.container_path);
         return Err(Error::Invalid(why));
@@ -362,6 +396,7 @@ fn bind(mount: &v1::Mount) -> Result<Mount, Error> {
         readonly: mount.readonly,
         recursive_readonly: mount.recursive_read_only,
         propagation,
+        mapped,
     })
 }
 
@@ -378,19 +413,29 @@ fn pod_mounts(config: &ContainerConfig, pod_dir: &Path) -> Vec<Mount> {
             readonly: false,
             recursive_readonly: false,
             propagation: Propagation::Private,
+            mapped: false,
         })
         .collect()
 }
 
-/// Makes the files that the containers of an OCI pod share: /etc/resolv.conf, /etc/hostname and /dev/shm.
+/// Makes the files that the containers of an OCI pod share: /etc/resolv.conf, /etc/hostname and /dev/shm. Of a pod with a
+/// user namespace they belong to `owner`, a user and a group.
 ///
 /// # Errors
 /// [`Error::Start`] if they cannot be written.
-pub fn sandbox_files(dir: &Path, config: &PodSandboxConfig) -> Result<(), Error> {
+pub fn sandbox_files(dir: &Path, config: &PodSandboxConfig, owner: Option<(u32, u32)>) -> Result<(), Error> {
     use nix::mount::{MsFlags, mount};
     let failed = |what: &str| {
         let what = format!("make {what} of the pod");
         move |cause| Error::Start { what, cause }
+    };
+    let write = |name: &str, text: String| {
+        let path = dir.join(name);
+        let written = fs::write(&path, text).and_then(|()| match owner {
+            Some((uid, gid)) => std::os::unix::fs::chown(&path, Some(uid), Some(gid)),
+            None => Ok(()),
+        });
+        written.map_err(failed(name))
     };
     fs::create_dir_all(dir.join("shm")).map_err(failed("the files"))?;
     if let Some(dns) = &config.dns_config {
@@ -403,14 +448,16 @@ pub fn sandbox_files(dir: &Path, config: &PodSandboxConfig) -> Result<(), Error>
                 text.push_str(&format!("{word} {}\n", values.join(" ")));
             }
         }
-        fs::write(dir.join("resolv.conf"), text).map_err(failed("resolv.conf"))?;
+        write("resolv.conf", text)?;
     }
     if !config.hostname.is_empty() {
-        fs::write(dir.join("hostname"), format!("{}\n", config.hostname)).map_err(failed("hostname"))?;
+        write("hostname", format!("{}\n", config.hostname))?;
     }
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     // 64 MiB is what container runtimes give.
-    mount(Some("shm"), &dir.join("shm"), Some("tmpfs"), flags, Some("mode=1777,size=64m"))
+    let (uid, gid) = owner.unwrap_or_default();
+    let options = format!("mode=1777,size=64m,uid={uid},gid={gid}");
+    mount(Some("shm"), &dir.join("shm"), Some("tmpfs"), flags, Some(options.as_str()))
         .map_err(std::io::Error::from)
         .map_err(failed("/dev/shm"))
 }

@@ -3,15 +3,16 @@
 use crate::{
     Error, capability, cgroup,
     error::at,
-    seccomp,
+    overlay, seccomp,
     spec::{ContainerSpec, Mount, Propagation, Resources, Seccomp},
-    state::Dir,
+    state::{self, Dir},
+    users::UserNamespace,
     wire::Laid,
 };
 use oci_spec::runtime::{
-    Linux, LinuxCpu, LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, LinuxMemory, LinuxNamespace,
-    LinuxNamespaceType, LinuxPids, LinuxResources, Mount as OciMount, Process, Root, Spec, User,
-    get_default_maskedpaths, get_default_readonly_paths,
+    Linux, LinuxCpu, LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, LinuxHugepageLimit, LinuxMemory,
+    LinuxNamespace, LinuxNamespaceType, LinuxPids, LinuxResources, Mount as OciMount, Process, Root, Spec,
+    User, get_default_maskedpaths, get_default_readonly_paths,
 };
 use std::{
     fs,
@@ -24,13 +25,20 @@ const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin
 const RESERVED: [&str; 2] = ["/", "/proc"];
 
 /// The spec, and the sources of those bind mounts that the monitor must lay out first: their place in the list is
-/// their place in [`Dir::laid`].
+/// that of [`overlay::laid`].
 pub(crate) fn build(spec: &ContainerSpec, group: &str, dir: &Dir) -> Result<(Spec, Vec<Laid>), Error> {
     let invalid = |why: String| Err(Error::Invalid(why));
     if spec.args.is_empty() {
         return invalid("no command to run".to_owned());
     }
-    let (mounts, laid) = mounts(spec, dir)?;
+    if spec.namespaces.user.is_some() && dir.0.starts_with(state::STAGE) {
+        return invalid(format!(
+            "no user namespace can be had with a state directory below {}",
+            state::STAGE
+        ));
+    }
+    let (mounts, mut laid) = mounts(spec, group, dir)?;
+    let namespaces = namespaces(spec, dir, &mut laid);
     let shares = laid.iter().any(|one| matches!(one, Laid::Shared(_)));
     let capabilities = capability::sets(&spec.capabilities, spec.privileged)?;
     let seccomp = match &spec.seccomp {
@@ -56,13 +64,15 @@ pub(crate) fn build(spec: &ContainerSpec, group: &str, dir: &Dir) -> Result<(Spe
         .set_capabilities(Some(capabilities))
         .set_rlimits(None)
         // Not `Some(false)`: the library would load seccomp only after the capability for it is gone.
-        .set_no_new_privileges(spec.no_new_privileges.then_some(true));
+        .set_no_new_privileges(spec.no_new_privileges.then_some(true))
+        .set_apparmor_profile(apparmor(spec)?);
     let mut root = Root::default();
-    root.set_path(PathBuf::from("rootfs")).set_readonly(Some(spec.readonly_rootfs));
+    root.set_path(overlay::root(dir, spec.namespaces.user.is_some()))
+        .set_readonly(Some(spec.readonly_rootfs));
 
     let mut linux = Linux::default();
     linux
-        .set_namespaces(Some(namespaces(spec)))
+        .set_namespaces(Some(namespaces))
         .set_cgroups_path(Some(PathBuf::from(group)))
         .set_resources(Some(resources(&spec.resources, spec)?))
         .set_devices(Some(devices(spec)?))
@@ -82,6 +92,26 @@ pub(crate) fn build(spec: &ContainerSpec, group: &str, dir: &Dir) -> Result<(Spe
         .set_annotations(None)
         .set_linux(Some(linux));
     Ok((oci, laid))
+}
+
+/// The host's numbers of the container's user and group.
+pub(crate) fn owner(spec: &ContainerSpec, uid: u32, gid: u32) -> Result<(u32, u32), Error> {
+    let Some(UserNamespace { mappings, .. }) = &spec.namespaces.user else { return Ok((uid, gid)) };
+    mappings
+        .outside(uid, gid)
+        .ok_or_else(|| Error::Invalid(format!("the user namespace has no user {uid} or no group {gid}")))
+}
+
+fn apparmor(spec: &ContainerSpec) -> Result<Option<String>, Error> {
+    let Some(profile) = &spec.apparmor else { return Ok(None) };
+    // Asked for in vain, it would be left out by the library.
+    let enabled = fs::read_to_string("/sys/module/apparmor/parameters/enabled");
+    if !enabled.is_ok_and(|enabled| enabled.starts_with('Y')) {
+        let why =
+            format!("AppArmor profile {profile:?} cannot be had: this machine's kernel has no AppArmor");
+        return Err(Error::Invalid(why));
+    }
+    Ok(Some(profile.clone()))
 }
 
 fn own_uts(spec: &ContainerSpec) -> bool {
@@ -111,18 +141,25 @@ fn paths(spec: &ContainerSpec, own: &Option<Vec<String>>, default: fn() -> Vec<S
     }
 }
 
-fn namespaces(spec: &ContainerSpec) -> Vec<LinuxNamespace> {
+fn namespaces(spec: &ContainerSpec, dir: &Dir, laid: &mut Vec<Laid>) -> Vec<LinuxNamespace> {
     use LinuxNamespaceType as Kind;
     let names = &spec.namespaces;
     let mut list = Vec::new();
     let mut add = |kind, path: Option<&PathBuf>, host: bool| {
         if !host {
+            let mut path = path.cloned();
+            // Root of a user namespace may not find them by itself: the pause process is hidden from it.
+            if names.user.is_some() && kind != Kind::User {
+                path = path.map(|source| lay(dir, true, laid, Laid::Host { source, mapped: false }));
+            }
             let mut namespace = LinuxNamespace::default();
-            namespace.set_typ(kind).set_path(path.cloned());
+            namespace.set_typ(kind).set_path(path);
             list.push(namespace);
         }
     };
     add(Kind::Mount, None, false);
+    let user = names.user.as_ref();
+    add(Kind::User, user.map(|user| &user.path), user.is_none());
     add(Kind::Network, names.network.as_ref(), names.host_network);
     add(Kind::Ipc, names.ipc.as_ref(), names.host_ipc);
     add(Kind::Uts, names.uts.as_ref(), names.host_uts);
@@ -133,21 +170,39 @@ fn namespaces(spec: &ContainerSpec) -> Vec<LinuxNamespace> {
     list
 }
 
+/// Has the monitor lay out a source; where that will be.
+fn lay(dir: &Dir, user: bool, laid: &mut Vec<Laid>, source: Laid) -> PathBuf {
+    laid.push(source);
+    overlay::laid(dir, user, laid.len() - 1)
+}
+
 fn resources(limits: &Resources, spec: &ContainerSpec) -> Result<LinuxResources, Error> {
     let mut resources = LinuxResources::default();
     let mut cpu = LinuxCpu::default();
     cpu.set_shares(limits.cpu_shares)
-        .set_quota(limits.cpu_quota)
+        .set_quota(limits.cpu_quota.filter(|quota| *quota > 0))
         .set_period(limits.cpu_period)
         .set_cpus(limits.cpuset_cpus.clone())
         .set_mems(limits.cpuset_mems.clone());
     if cpu != LinuxCpu::default() {
         resources.set_cpu(Some(cpu));
     }
-    if let Some(limit) = limits.memory_limit {
+    if let Some(limit) = limits.memory_limit.filter(|limit| *limit > 0) {
         let mut memory = LinuxMemory::default();
-        memory.set_limit(Some(limit)).set_swap(cgroup::limits_swap().then_some(limit));
+        memory.set_limit(Some(limit)).set_swap(cgroup::swap(limits)?);
         resources.set_memory(Some(memory));
+    }
+    let pages = cgroup::hugepages(limits)?.map(|(size, limit)| {
+        let mut pages = LinuxHugepageLimit::default();
+        pages.set_page_size(size.clone()).set_limit(*limit as i64);
+        pages
+    });
+    let pages: Vec<_> = pages.collect();
+    if !pages.is_empty() {
+        resources.set_hugepage_limits(Some(pages));
+    }
+    if !cgroup::unified(limits)?.is_empty() {
+        resources.set_unified(Some(limits.unified.clone().into_iter().collect()));
     }
     if let Some(limit) = limits.pids_limit {
         let mut pids = LinuxPids::default();
@@ -231,7 +286,7 @@ fn mount(kind: &str, source: &Path, destination: &Path, options: &[&str]) -> Oci
     mount
 }
 
-fn mounts(spec: &ContainerSpec, dir: &Dir) -> Result<(Vec<OciMount>, Vec<Laid>), Error> {
+fn mounts(spec: &ContainerSpec, group: &str, dir: &Dir) -> Result<(Vec<OciMount>, Vec<Laid>), Error> {
     let sys = if spec.privileged { "rw" } else { "ro" };
     let standard =
         |kind: &str, at: &str, options: &[&str]| mount(kind, Path::new(kind), Path::new(at), options);
@@ -246,13 +301,24 @@ fn mounts(spec: &ContainerSpec, dir: &Dir) -> Result<(Vec<OciMount>, Vec<Laid>),
         standard("mqueue", "/dev/mqueue", &["nosuid", "noexec", "nodev"]),
         standard("tmpfs", "/dev/shm", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]),
         standard("sysfs", "/sys", &["nosuid", "noexec", "nodev", sys]),
-        standard("cgroup", "/sys/fs/cgroup", &["nosuid", "noexec", "nodev", "relatime", sys]),
     ];
+    // Of version 1 the library would mount what the container could write to, and hierarchies that it is not in.
+    match cgroup::own(group) {
+        None => {
+            list.push(standard("cgroup", "/sys/fs/cgroup", &["nosuid", "noexec", "nodev", "relatime", sys]))
+        }
+        Some(groups) => {
+            let options = ["nosuid", "noexec", "nodev", "mode=755", "size=4k", "nr_inodes=64"];
+            list.push(standard("tmpfs", "/sys/fs/cgroup", &options));
+            for (controller, source) in groups {
+                let at = Path::new("/sys/fs/cgroup").join(controller);
+                list.push(mount("bind", &source, &at, &["bind", "nosuid", "noexec", "nodev", sys]));
+            }
+        }
+    }
+    let user = spec.namespaces.user.is_some();
     let mut laid = Vec::new();
-    let mut lay = |source: Laid| {
-        laid.push(source);
-        dir.laid(laid.len() - 1)
-    };
+    let mut lay = |source: Laid| lay(dir, user, &mut laid, source);
     for wanted in &spec.mounts {
         let mut made = match wanted {
             Mount::Tmpfs { destination, options } => {
@@ -260,13 +326,23 @@ fn mounts(spec: &ContainerSpec, dir: &Dir) -> Result<(Vec<OciMount>, Vec<Laid>),
                     ["nosuid", "nodev"].into_iter().chain(options.iter().map(String::as_str)).collect();
                 mount("tmpfs", Path::new("tmpfs"), destination, &options)
             }
-            Mount::Bind { source, destination, readonly, recursive_readonly, propagation } => {
+            Mount::Bind { source, destination, readonly, recursive_readonly, propagation, mapped } => {
                 let mut source = fs::canonicalize(source).map_err(at("find mount source", source))?;
                 let access = match (readonly, recursive_readonly) {
                     (true, true) => "rro",
                     (true, false) => "ro",
                     (false, _) => "rw",
                 };
+                if user {
+                    if *propagation == Propagation::Bidirectional {
+                        let why = format!(
+                            "{} cannot have mounts pass out of a user namespace",
+                            destination.display()
+                        );
+                        return Err(Error::Invalid(why));
+                    }
+                    source = lay(Laid::Host { source, mapped: *mapped });
+                }
                 let propagation = match propagation {
                     Propagation::Private => "rprivate",
                     Propagation::HostToContainer => "rslave",

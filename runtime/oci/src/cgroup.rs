@@ -82,6 +82,13 @@ fn places(group: &str) -> Vec<PathBuf> {
     }
 }
 
+/// The directories of a group of version 1 by controller; those of version 2 are shown by a namespace.
+pub(crate) fn own(group: &str) -> Option<Vec<(&'static str, PathBuf)>> {
+    let Hierarchies::V1(mounts) = hierarchies() else { return None };
+    let controllers = mounts.iter().filter(|(name, _)| !name.contains('='));
+    Some(controllers.map(|(name, mount)| (name.as_str(), below(mount, group))).collect())
+}
+
 /// Where the files of `controller` are for `group`.
 pub(crate) fn place(controller: &str, group: &str) -> Option<PathBuf> {
     match hierarchies() {
@@ -272,24 +279,37 @@ pub(crate) fn update(group: &str, resources: &Resources) -> Result<(), Error> {
             write("cpu", "cpu.max", format!("{quota} {}", period.unwrap_or(100_000)))?;
         }
     }
-    if let Some(limit) = resources.memory_limit {
-        let limit = if limit > 0 {
-            limit.to_string()
-        } else if v1 {
-            "-1".to_owned()
-        } else {
-            "max".to_owned()
-        };
-        if v1 && limits_swap() {
+    let bytes = |limit: i64| match limit {
+        0.. => limit.to_string(),
+        _ if v1 => "-1".to_owned(),
+        _ => "max".to_owned(),
+    };
+    let swap = swap(resources)?;
+    match (resources.memory_limit, swap) {
+        (None, _) => {}
+        (Some(limit), Some(both)) if v1 => {
             // Memory may never be allowed more than memory with swap: which goes first depends on the direction.
-            let swap_first = write("memory", SWAP_V1, limit.clone());
-            write("memory", "memory.limit_in_bytes", limit.clone())?;
+            let swap_first = write("memory", SWAP_V1, bytes(both));
+            write("memory", "memory.limit_in_bytes", bytes(limit))?;
             if swap_first.is_err() {
-                write("memory", SWAP_V1, limit)?;
+                write("memory", SWAP_V1, bytes(both))?;
             }
-        } else {
-            write("memory", if v1 { "memory.limit_in_bytes" } else { "memory.max" }, limit)?;
         }
+        (Some(limit), None) if v1 => write("memory", "memory.limit_in_bytes", bytes(limit))?,
+        (Some(limit), both) => {
+            write("memory", "memory.max", bytes(limit))?;
+            if let Some(both) = both {
+                let swap = if both < 0 { both } else { both - limit };
+                write("memory", "memory.swap.max", bytes(swap))?;
+            }
+        }
+    }
+    for (size, limit) in hugepages(resources)? {
+        let file = if v1 { "limit_in_bytes" } else { "max" };
+        write("hugetlb", &format!("hugetlb.{size}.{file}"), limit.to_string())?;
+    }
+    for (file, value) in unified(resources)? {
+        write("", file, value.clone())?;
     }
     if let Some(limit) = resources.pids_limit {
         write("pids", "pids.max", if limit > 0 { limit.to_string() } else { "max".to_owned() })?;
@@ -310,6 +330,52 @@ fn weight(shares: u64) -> u64 {
     let exponent = (log * log + 125.0 * log) / 612.0 - 7.0 / 34.0;
     // What is whole but for its last bits is not the next.
     ((10_f64.powf(exponent) - 1e-6).ceil() as u64).clamp(1, 10_000)
+}
+
+/// The limit on memory with swap, where one is to be set.
+pub(crate) fn swap(resources: &Resources) -> Result<Option<i64>, Error> {
+    let Some(limit) = resources.memory_limit else { return Ok(None) };
+    match resources.memory_swap_limit {
+        Some(both) if both >= 0 && (limit < 0 || both < limit) => {
+            let why =
+                format!("a limit of {both} bytes on memory with swap is below that of {limit} on memory");
+            Err(Error::Invalid(why))
+        }
+        Some(both) => Ok(Some(both).filter(|_| matches!(hierarchies(), Hierarchies::V2) || limits_swap())),
+        None => Ok(limits_swap().then_some(limit)),
+    }
+}
+
+/// The limits on huge pages, by size. Where the machine cannot limit them, callers still name each size with 0.
+pub(crate) fn hugepages(resources: &Resources) -> Result<impl Iterator<Item = (&String, &u64)>, Error> {
+    let can = place("hugetlb", "/").is_some_and(|root| match hierarchies() {
+        Hierarchies::V1(_) => true,
+        Hierarchies::V2 => read(&root.join("cgroup.controllers"))
+            .is_some_and(|names| names.split_whitespace().any(|name| name == "hugetlb")),
+    });
+    for (size, limit) in &resources.hugepages {
+        if size.is_empty() || !size.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+            return Err(Error::Invalid(format!("{size:?} is no size of huge pages")));
+        }
+        if !can && *limit > 0 {
+            return Err(Error::Invalid("this machine has no hugetlb cgroup".to_owned()));
+        }
+    }
+    Ok(resources.hugepages.iter().filter(move |_| can))
+}
+
+/// What is written to files of version 2 as it is.
+pub(crate) fn unified(resources: &Resources) -> Result<&BTreeMap<String, String>, Error> {
+    let files = &resources.unified;
+    if let Some(file) = files.keys().find(|file| file.contains('/') || !file.contains('.')) {
+        return Err(Error::Invalid(format!("{file:?} is no file of a cgroup")));
+    }
+    match hierarchies() {
+        Hierarchies::V1(_) if !files.is_empty() => {
+            Err(Error::Invalid("this machine has cgroup v1, which has no unified files".to_owned()))
+        }
+        _ => Ok(files),
+    }
 }
 
 /// Whether the machine accounts swap, so that a limit on memory with swap can be set.

@@ -34,6 +34,7 @@ mod spec;
 mod state;
 mod sys;
 mod terminal;
+mod users;
 mod wire;
 pub mod zygote;
 
@@ -42,8 +43,9 @@ pub use details::Details;
 pub use error::Error;
 pub use exec::{Attached, Exec, Stdio};
 pub use oci::{Config, Event, Events, Oci};
-pub use pause::{Pause, PauseSpec};
+pub use pause::{Network, Pause, PauseSpec};
 pub use spec::{
     Capabilities, ContainerSpec, Device, Mount, Namespaces, Propagation, Resources, Rootfs, Seccomp, User,
 };
 pub use state::{Exit, Status};
+pub use users::{IdMapping, IdMappings, UserNamespace};

@@ -4,6 +4,7 @@ use crate::{
     bundle, cgroup,
     details::{self, Details},
     error::{Error, at},
+    overlay,
     pause::{Pause, PauseSpec, start_time},
     spec::{ContainerSpec, Resources, Rootfs},
     state::{self, Dir, Exit, Meta, Status},
@@ -247,6 +248,11 @@ impl Oci {
         Ok(self.inner.entry(id)?.status.borrow().clone())
     }
 
+    /// The OCI runtime spec that the container was made from, if it is there.
+    pub fn spec(&self, id: &str) -> Option<serde_json::Value> {
+        state::read(&self.inner.entry(id).ok()?.dir.bundle().join("config.json"))
+    }
+
     /// A namespace (`pid`, `net`, as below `/proc/PID/ns`) of a container that runs, held open. Another container joins
     /// it by the path `/proc/PID/fd/N` of who holds it.
     ///
@@ -465,12 +471,16 @@ impl Inner {
     fn prepare(&self, spec: &ContainerSpec, entry: &Entry) -> Result<(Plan, UnixListener), Error> {
         let (dir, meta) = (&entry.dir, &entry.meta);
         let (oci, laid) = bundle::build(spec, &meta.cgroup, dir)?;
-        fs::create_dir_all(dir.rootfs()).map_err(at("make", &dir.rootfs()))?;
+        let root = overlay::root(dir, false);
+        fs::create_dir_all(&root).map_err(at("make", &root))?;
         state::write(&dir.meta(), meta)?;
         state::write(&dir.bundle().join("config.json"), &oci)?;
+        let (own_uid, own_gid) = bundle::owner(spec, 0, 0)?;
         for owned in &meta.owned {
             fs::create_dir_all(owned).map_err(at("make", owned))?;
+            std::os::unix::fs::chown(owned, Some(own_uid), Some(own_gid)).map_err(at("give away", owned))?;
         }
+        let (uid, gid) = bundle::owner(spec, spec.user.uid, spec.user.gid)?;
         self.parents.keep(&meta.cgroup)?;
         let listener = wharf_link::blocking::Listener::bind(dir.socket())?.into_std();
         let plan = Plan {
@@ -480,8 +490,9 @@ impl Inner {
             cwd: bundle::cwd(spec),
             laid,
             cgroup: meta.cgroup.clone(),
-            uid: spec.user.uid,
-            gid: spec.user.gid,
+            user: spec.namespaces.user.clone(),
+            uid,
+            gid,
             terminal: spec.terminal,
             stdin: spec.stdin,
             stdin_once: spec.stdin_once,

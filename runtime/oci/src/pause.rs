@@ -2,6 +2,7 @@
 
 use crate::{
     sys::{self, Side},
+    users::{self, IdMappings},
     wire::PauseReady,
 };
 use nix::{
@@ -27,8 +28,9 @@ use wharf_link::blocking::Socket;
 pub struct PauseSpec {
     /// Under the same rules as a container's; also told apart from those.
     pub id: String,
-    /// The network namespace to be in, as a path; the host's without.
-    pub network: Option<PathBuf>,
+    pub network: Network,
+    /// For a user namespace of its own; the others then belong to it.
+    pub users: Option<IdMappings>,
     /// For a UTS namespace of its own; without, the host's is kept.
     pub hostname: Option<String>,
     /// An IPC namespace of its own.
@@ -41,7 +43,18 @@ pub struct PauseSpec {
     pub oom_score_adj: Option<i32>,
 }
 
-/// A pause process that runs. Its namespaces are joined by path, `/proc/PID/ns/{ipc,uts,pid,net}`.
+/// Whose network the pod has.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub enum Network {
+    #[default]
+    Host,
+    /// That of a namespace that there is.
+    Path(PathBuf),
+    /// A namespace of its own, with nothing in it.
+    New,
+}
+
+/// A pause process that runs. Its namespaces are joined by path, `/proc/PID/ns/{ipc,uts,pid,net,user}`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pause {
     pub id: String,
@@ -51,7 +64,7 @@ pub struct Pause {
 }
 
 impl Pause {
-    /// The path of one of its namespaces: `ipc`, `uts`, `pid`, `net`.
+    /// The path of one of its namespaces: `ipc`, `uts`, `pid`, `net`, `user`.
     pub fn namespace(&self, kind: &str) -> PathBuf {
         PathBuf::from(format!("/proc/{}/ns/{kind}", self.pid))
     }
@@ -93,10 +106,17 @@ pub(crate) fn run(spec: PauseSpec, connection: UnixStream) -> ! {
 
 fn enter(spec: &PauseSpec) -> io::Result<()> {
     let _ = rustix::thread::set_name(c"wharf-pause");
-    if let Some(path) = &spec.network {
+    if let Network::Path(path) = &spec.network {
         setns(fs::File::open(path)?, CloneFlags::CLONE_NEWNET)?;
     }
+    if let Some(score) = spec.oom_score_adj {
+        sys::set_oom_score(std::process::id() as i32, score);
+    }
+    if let Some(mappings) = &spec.users {
+        users::enter_new(mappings)?;
+    }
     let mut flags = CloneFlags::CLONE_NEWNS;
+    flags.set(CloneFlags::CLONE_NEWNET, matches!(spec.network, Network::New));
     flags.set(CloneFlags::CLONE_NEWUTS, spec.hostname.is_some());
     flags.set(CloneFlags::CLONE_NEWIPC, spec.ipc);
     flags.set(CloneFlags::CLONE_NEWPID, spec.pid);
@@ -108,9 +128,6 @@ fn enter(spec: &PauseSpec) -> io::Result<()> {
         let path = Path::new("/proc/sys").join(name.replace('.', "/"));
         fs::write(&path, value)
             .map_err(|cause| io::Error::new(cause.kind(), format!("sysctl {name}: {cause}")))?;
-    }
-    if let Some(score) = spec.oom_score_adj {
-        sys::set_oom_score(std::process::id() as i32, score);
     }
     leave_files()
 }
@@ -129,9 +146,13 @@ fn leave_files() -> io::Result<()> {
 /// Gives up every right, then waits for the end; as number 1 of a process namespace, reaps.
 fn settle(spec: &PauseSpec) -> ! {
     const NOBODY: u32 = 65534;
-    let dropped = nix::unistd::setgroups(&[])
-        .and_then(|()| nix::unistd::setgid(Gid::from_raw(NOBODY)))
-        .and_then(|()| nix::unistd::setuid(Uid::from_raw(NOBODY)));
+    // The root of a user namespace of its own has no right outside, and there may be no nobody.
+    let dropped = match &spec.users {
+        Some(_) => Ok(()),
+        None => nix::unistd::setgroups(&[])
+            .and_then(|()| nix::unistd::setgid(Gid::from_raw(NOBODY)))
+            .and_then(|()| nix::unistd::setuid(Uid::from_raw(NOBODY))),
+    };
     // Not even the same user of a container may look into it.
     let hidden = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
     if dropped.is_err() || hidden.is_err() {

@@ -1,5 +1,6 @@
 //! What to run, in plain data that knows neither CRI nor the OCI runtime spec.
 
+use crate::users::UserNamespace;
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, path::PathBuf};
 
@@ -28,6 +29,8 @@ pub struct ContainerSpec {
     pub privileged: bool,
     pub no_new_privileges: bool,
     pub seccomp: Seccomp,
+    /// A profile of AppArmor that is loaded into the kernel; that of this process without.
+    pub apparmor: Option<String>,
     /// `None` for the usual ones.
     pub masked_paths: Option<Vec<String>>,
     /// `None` for the usual ones.
@@ -80,6 +83,8 @@ pub enum Mount {
         /// With `readonly`, what is mounted below it too.
         recursive_readonly: bool,
         propagation: Propagation,
+        /// With a user namespace: what belongs to a number there belongs to that number here.
+        mapped: bool,
     },
     /// The files of an image, from the topmost layer to the lowest; read-only, and programs in it run.
     Layers {
@@ -108,6 +113,8 @@ pub struct Namespaces {
     pub ipc: Option<PathBuf>,
     pub uts: Option<PathBuf>,
     pub pid: Option<PathBuf>,
+    /// To join; the host's without. Namespaces that are joined with it belong to it.
+    pub user: Option<UserNamespace>,
     pub host_network: bool,
     pub host_ipc: bool,
     pub host_uts: bool,
@@ -119,12 +126,19 @@ pub struct Namespaces {
 pub struct Resources {
     /// 2 to 262144, as cgroup v1 counts.
     pub cpu_shares: Option<u64>,
-    /// Microseconds of CPU time per period.
+    /// Microseconds of CPU time per period; below 0 no limit.
     pub cpu_quota: Option<i64>,
     /// Microseconds.
     pub cpu_period: Option<u64>,
-    /// Bytes; swap is not allowed on top.
+    /// Bytes; below 0 no limit.
     pub memory_limit: Option<i64>,
+    /// Bytes of memory and swap together, not less than `memory_limit`. Without, no swap is allowed on top of that, where
+    /// version 1 of cgroups accounts it.
+    pub memory_swap_limit: Option<i64>,
+    /// Page size, as in `2MB`, to bytes.
+    pub hugepages: BTreeMap<String, u64>,
+    /// Files of cgroup v2 and what is written to them.
+    pub unified: BTreeMap<String, String>,
     pub pids_limit: Option<i64>,
     /// As in `0-2,7`.
     pub cpuset_cpus: Option<String>,

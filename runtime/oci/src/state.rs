@@ -89,6 +89,10 @@ pub(crate) struct Meta {
     pub owned: Vec<PathBuf>,
 }
 
+/// Where, in the mount namespace of a container with a user namespace, its root and what is mounted into it are laid out: its
+/// root has no right to pass through root's own directories. A temporary file system covers what the host has there.
+pub(crate) const STAGE: &str = "/mnt";
+
 /// One container's directory.
 #[derive(Debug, Clone)]
 pub(crate) struct Dir(pub PathBuf);
@@ -109,15 +113,12 @@ impl Dir {
     pub fn bundle(&self) -> PathBuf {
         self.0.join("bundle")
     }
-    pub fn rootfs(&self) -> PathBuf {
-        self.0.join("bundle/rootfs")
-    }
     pub fn library(&self) -> PathBuf {
         self.0.join("lib")
     }
-    /// Where the `nth` source of a bind mount is laid out.
-    pub fn laid(&self, nth: usize) -> PathBuf {
-        self.0.join(format!("bundle/laid-{nth}"))
+    /// Where its root and its mounts are laid out: in the bundle, or where a user namespace's root sees them.
+    pub fn stage(&self, user: bool) -> PathBuf {
+        if user { PathBuf::from(STAGE) } else { self.bundle() }
     }
 }
 

@@ -1,6 +1,6 @@
 //! What shim, zygote and monitors say to each other.
 
-use crate::{pause::PauseSpec, state::Status};
+use crate::{pause::PauseSpec, state::Status, users::UserNamespace};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -74,6 +74,8 @@ pub(crate) enum Nothing {}
 pub(crate) enum Laid {
     /// A path of the host whose mounts go on to pass both ways.
     Shared(PathBuf),
+    /// A path of the host that the container's root may not reach by itself.
+    Host { source: PathBuf, mapped: bool },
     /// [`crate::Mount::Layers`].
     Layers { lower: Vec<PathBuf>, sub_path: PathBuf },
 }
@@ -89,7 +91,8 @@ pub(crate) struct Plan {
     /// What is bind-mounted and must be laid out first; each gets a path in `dir`, by its place here.
     pub laid: Vec<Laid>,
     pub cgroup: String,
-    /// Who owns the pipes.
+    pub user: Option<UserNamespace>,
+    /// Who owns the pipes, in the host's numbers.
     pub uid: u32,
     pub gid: u32,
     pub terminal: bool,

@@ -182,6 +182,14 @@ async fn a_container_sees_what_its_spec_says() {
     assert!(code == 1 && text.contains("Not a directory"), "{text}");
     let (code, text) = bed.outcome(&oci, bed.spec("cgroup", &["cat", "/proc/self/mountinfo"])).await;
     assert!(code == 0 && text.contains(" /sys/fs/cgroup") && !text.contains("layer/bin"), "{text}");
+    let groups: Vec<_> = text.lines().filter(|line| line.contains(" - cgroup")).collect();
+    for group in &groups {
+        assert!(
+            group.contains(" ro,") && !group.contains("name="),
+            "its own limits are not its to change: {group}"
+        );
+    }
+    assert!(!groups.is_empty(), "{text}");
 
     let mut spec = bed.spec("privileged", &["mount", "/mnt"]);
     spec.privileged = true;
@@ -241,6 +249,7 @@ async fn mounts_come_in_and_go_out_as_asked() {
         readonly,
         recursive_readonly: false,
         propagation,
+        mapped: false,
     };
     let mut spec = bed.spec("reads", &["cat", "/data/file"]);
     spec.mounts = vec![bind("/data", true, Propagation::Private)];

@@ -25,6 +25,7 @@ async fn containers_outlive_the_shim_and_their_exits_are_told_once() {
         readonly: true,
         recursive_readonly: false,
         propagation: wharf_oci::Propagation::Private,
+        mapped: false,
     }];
     oci.create(spec).await.unwrap();
     oci.start_container("ends").await.unwrap();
@@ -174,12 +175,13 @@ async fn a_pause_process_holds_a_pods_namespaces() {
     );
     let spec = PauseSpec {
         id: "pod".to_owned(),
-        network: Some(net.clone()),
+        network: wharf_oci::Network::Path(net.clone()),
         hostname: Some("the-pod".to_owned()),
         ipc: true,
         pid: true,
         sysctls: [("kernel.shm_rmid_forced".to_owned(), "1".to_owned())].into(),
         oom_score_adj: Some(-998),
+        users: None,
     };
     let pause = oci.pause(spec.clone()).await.unwrap();
     assert!(oci.pause(spec).await.is_err());

@@ -19,19 +19,32 @@ use crate::Error;
 /// # Errors
 /// [`Error::Namespace`] if the kernel refuses; nothing is left at `path` then.
 pub fn create(path: &Path) -> Result<(), Error> {
-    let failed = |cause| Error::Namespace { action: "make", path: path.to_owned(), cause };
+    mount_at(path, "make", || {
+        on_thread(|| {
+            unshare(CloneFlags::CLONE_NEWNET)?;
+            let own = format!("/proc/self/task/{}/ns/net", nix::unistd::gettid());
+            Ok(mount(Some(own.as_str()), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)?)
+        })
+    })
+}
+
+/// Mounts a network namespace that there is, e.g. `/proc/PID/ns/net`, at `path`.
+///
+/// # Errors
+/// [`Error::Namespace`] if the kernel refuses; nothing is left at `path` then.
+pub fn adopt(namespace: &Path, path: &Path) -> Result<(), Error> {
+    mount_at(path, "adopt", || {
+        Ok(mount(Some(namespace), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)?)
+    })
+}
+
+fn mount_at(path: &Path, action: &'static str, mount: impl FnOnce() -> io::Result<()>) -> Result<(), Error> {
+    let failed = |cause| Error::Namespace { action, path: path.to_owned(), cause };
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).map_err(failed)?;
     }
     File::create_new(path).map_err(failed)?;
-    let target = path.to_owned();
-    let made = on_thread(move || {
-        unshare(CloneFlags::CLONE_NEWNET)?;
-        let own = format!("/proc/self/task/{}/ns/net", nix::unistd::gettid());
-        mount(Some(own.as_str()), &target, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
-        Ok(())
-    });
-    made.map_err(|cause| {
+    mount().map_err(|cause| {
         let _ = fs::remove_file(path);
         failed(cause)
     })

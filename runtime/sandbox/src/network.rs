@@ -124,17 +124,21 @@ impl Network {
         });
     }
 
-    /// Makes the namespace of the OCI pod `id`: `eth0` on the bridge with an address, a default route, and
-    /// the loopback. On an error nothing is left.
+    /// Makes the namespace of the OCI pod `id`, or takes the one that was `made` elsewhere, a path: `eth0` on the bridge with
+    /// an address, a default route, and the loopback. On an error nothing is left.
     ///
     /// # Errors
     /// [`Error::NoRange`], [`Error::Exhausted`], or what the kernel says.
-    pub async fn attach(&self, id: &str) -> Result<Attachment, Error> {
+    pub async fn attach(&self, id: &str, made: Option<PathBuf>) -> Result<Attachment, Error> {
         let (address, range, bridge) = self.with(|state| {
             state.oci.take().map(|address| (address, state.range.halves().0, state.bridge))
         })??;
         let path = self.netns_path(id);
-        match self.wire(id, &path, address, range, bridge).await {
+        let wired = async {
+            lay(&path, made).await?;
+            self.wire(id, &path, address, range, bridge).await
+        };
+        match wired.await {
             Ok(()) => Ok(Attachment { netns: path, address }),
             Err(error) => {
                 let _ = self.detach(id, Some(address)).await;
@@ -151,7 +155,6 @@ impl Network {
         range: Range,
         bridge: u32,
     ) -> Result<(), Error> {
-        make(path).await?;
         let file = open(path)?;
         self.node.veth(&veth_name(id), "eth0", file.as_raw_fd(), Some(bridge)).await?;
         let pod = Netlink::inside(path)?;
@@ -205,7 +208,7 @@ impl Network {
         let path = self.wasm_netns();
         if !netns::exists(&path) {
             netns::remove(&path)?;
-            make(&path).await?;
+            lay(&path, None).await?;
         }
         let file = open(&path)?;
         self.node.veth(WASM_LINK, "eth0", file.as_raw_fd(), None).await?;
@@ -252,11 +255,14 @@ pub(crate) fn veth_name(id: &str) -> String {
     format!("wh-{}", &id[..id.len().min(12)])
 }
 
-async fn make(path: &Path) -> Result<(), Error> {
+async fn lay(path: &Path, made: Option<PathBuf>) -> Result<(), Error> {
     let path = path.to_owned();
-    tokio::task::spawn_blocking(move || netns::create(&path))
-        .await
-        .expect("creating a namespace does not panic")
+    tokio::task::spawn_blocking(move || match made {
+        Some(made) => netns::adopt(&made, &path),
+        None => netns::create(&path),
+    })
+    .await
+    .expect("mounting a namespace does not panic")
 }
 
 fn open(path: &Path) -> Result<fs::File, Error> {

@@ -83,7 +83,8 @@ fn ask_from(path: &Path, source: Ipv4Addr, at: SocketAddr) -> String {
 fn every_pod_reaches_every_other_by_its_own_address() {
     on_node(|network, _| async move {
         network.configure(range()).await.unwrap();
-        let (one, two) = (network.attach("one").await.unwrap(), network.attach("two").await.unwrap());
+        let (one, two) =
+            (network.attach("one", None).await.unwrap(), network.attach("two", None).await.unwrap());
         let wasm_ns = network.wasm_netns();
         let (third, fourth) = (network.take_wasm_address().unwrap(), network.take_wasm_address().unwrap());
         let peers = [
@@ -110,13 +111,13 @@ fn every_pod_reaches_every_other_by_its_own_address() {
 fn configuring_again_after_a_restart_changes_nothing() {
     on_node(|network, dir| async move {
         network.configure(range()).await.unwrap();
-        let pod = network.attach("kept").await.unwrap();
+        let pod = network.attach("kept", None).await.unwrap();
         let at = serve(&pod.netns, pod.address);
         drop(network);
         let network = Network::open(&dir).unwrap();
         network.configure(range()).await.unwrap();
         network.reserve(pod.address);
-        assert_ne!(network.attach("new").await.unwrap().address, pod.address);
+        assert_ne!(network.attach("new", None).await.unwrap().address, pod.address);
         assert!(ask(at).is_ok(), "the pod still answers");
         assert!(network.configure("10.200.0.0/17".parse().unwrap()).await.is_err());
     });
@@ -126,7 +127,8 @@ fn configuring_again_after_a_restart_changes_nothing() {
 fn a_port_of_the_node_stays_with_its_pod_when_another_asked_for_it_in_vain() {
     on_node(|network, _| async move {
         network.configure(range()).await.unwrap();
-        let (one, two) = (network.attach("one").await.unwrap(), network.attach("two").await.unwrap());
+        let (one, two) =
+            (network.attach("one", None).await.unwrap(), network.attach("two", None).await.unwrap());
         let at = serve(&one.netns, one.address);
         let mapping =
             |host_ip| PortMapping { protocol: Protocol::Tcp, host_ip, host_port: 8080, port: at.port() };
@@ -171,7 +173,7 @@ fn a_wasm_guest_reaches_no_loopback_of_its_node() {
 fn routes_lead_to_the_pods_of_another_node_until_they_are_taken_away() {
     on_node(|network, dir| async move {
         network.configure(range()).await.unwrap();
-        let pod = network.attach("here").await.unwrap();
+        let pod = network.attach("here", None).await.unwrap();
         let here = format!("/proc/self/task/{}/ns/net", nix::unistd::gettid());
         let places = tempfile::tempdir().unwrap();
         let (switch_path, other) = (places.path().join("switch"), places.path().join("other"));
@@ -194,7 +196,7 @@ fn routes_lead_to_the_pods_of_another_node_until_they_are_taken_away() {
                 network.configure(far).await.unwrap();
                 let back = std::collections::BTreeMap::from([(range(), own)]);
                 Routes::open().unwrap().set("10.128.0.0/9".parse().unwrap(), &back).await.unwrap();
-                let oci = network.attach("there").await.unwrap();
+                let oci = network.attach("there", None).await.unwrap();
                 let wasm = network.take_wasm_address().unwrap();
                 pods.send([serve(&oci.netns, oci.address), serve(&network.wasm_netns(), wasm)]).unwrap();
                 let _ = end.recv();

@@ -6,6 +6,8 @@ use wharf_image::{Auth, Kind, Prefer, PullOptions, Reference};
 
 use super::Service;
 use crate::error::{Error, chain};
+use crate::info;
+use crate::lists::{self, Streamed, pages};
 use crate::shim::{Shim, now};
 use crate::view;
 
@@ -13,21 +15,20 @@ type Answer<T> = Result<Response<T>, Status>;
 
 #[async_trait]
 impl ImageService for Service {
-    type StreamImagesStream = futures::stream::BoxStream<'static, Result<v1::StreamImagesResponse, Status>>;
+    type StreamImagesStream = Streamed<v1::StreamImagesResponse>;
 
     async fn list_images(&self, request: Request<v1::ListImagesRequest>) -> Answer<v1::ListImagesResponse> {
-        let wanted = request.into_inner().filter.and_then(|filter| filter.image).map(|spec| spec.image);
-        let images = match wanted.filter(|name| !name.is_empty()) {
-            Some(name) => self.shim.images.status(&name).into_iter().collect(),
-            None => self.shim.images.list(),
-        };
-        Ok(Response::new(v1::ListImagesResponse {
-            images: images.iter().map(|image| view::image(image)).collect(),
-        }))
+        let images = lists::images(&self.shim, request.into_inner().filter);
+        Ok(Response::new(v1::ListImagesResponse { images }))
     }
 
-    async fn stream_images(&self, _: Request<v1::StreamImagesRequest>) -> Answer<Self::StreamImagesStream> {
-        Err(Status::unimplemented("streamed lists come with the whole of CRI; use ListImages"))
+    async fn stream_images(
+        &self,
+        request: Request<v1::StreamImagesRequest>,
+    ) -> Answer<Self::StreamImagesStream> {
+        let all = lists::images(&self.shim, request.into_inner().filter);
+        let message = |images| v1::StreamImagesResponse { images };
+        Ok(Response::new(pages(all, message)))
     }
 
     async fn image_status(
@@ -37,10 +38,10 @@ impl ImageService for Service {
         let request = request.into_inner();
         let name = request.image.map(|spec| spec.image).unwrap_or_default();
         let image = self.shim.images.status(&name);
-        let info = image.as_ref().filter(|_| request.verbose).map(|image| image.raw_config.clone());
+        let info = image.as_ref().filter(|_| request.verbose).map(|image| info::image(image));
         Ok(Response::new(v1::ImageStatusResponse {
             image: image.map(|image| view::image(&image)),
-            info: info.map(|config| ("info".to_owned(), config)).into_iter().collect(),
+            info: info.unwrap_or_default(),
         }))
     }
 

@@ -2,26 +2,19 @@
 
 use std::time::Duration;
 
-use futures::stream::BoxStream;
 use futures::{FutureExt as _, StreamExt as _};
 use tonic::{Request, Response, Status, async_trait};
-use wharf_cri::v1::{
-    self, ContainerState, NamespaceMode, PodSandboxState, runtime_service_server::RuntimeService,
-};
+use wharf_cri::v1::{self, NamespaceMode, runtime_service_server::RuntimeService};
 
-use super::{Service, matches};
+use super::Service;
 use crate::error::Error;
+use crate::info::{self, Info};
+use crate::lists::{self, Streamed, pages};
 use crate::record::network_mode;
 use crate::streaming::{Call, MOST_PORTS, Target, Wants, process};
 use crate::{HANDLERS, metrics, stats, view};
 
 type Answer<T> = Result<Response<T>, Status>;
-type Streamed<T> = BoxStream<'static, Result<T, Status>>;
-
-/// Why a call of CRI is not answered yet.
-fn later(what: &str) -> Status {
-    Status::unimplemented(format!("{what} is not served by this version of the runtime"))
-}
 
 fn ready(kind: &str, status: bool, why_not: &str) -> v1::RuntimeCondition {
     v1::RuntimeCondition {
@@ -61,7 +54,7 @@ impl RuntimeService for Service {
         }))
     }
 
-    async fn status(&self, _: Request<v1::StatusRequest>) -> Answer<v1::StatusResponse> {
+    async fn status(&self, request: Request<v1::StatusRequest>) -> Answer<v1::StatusResponse> {
         let network = self.shim.network_ready();
         let conditions = vec![
             ready("RuntimeReady", true, ""),
@@ -71,7 +64,7 @@ impl RuntimeService for Service {
             name: name.to_owned(),
             features: Some(v1::RuntimeHandlerFeatures {
                 recursive_read_only_mounts: true,
-                user_namespaces: false,
+                user_namespaces: !crate::is_wasm_handler(name),
             }),
         };
         Ok(Response::new(v1::StatusResponse {
@@ -81,7 +74,7 @@ impl RuntimeService for Service {
                 supplemental_groups_policy: true,
                 user_namespaces_host_network: false,
             }),
-            ..Default::default()
+            info: if request.into_inner().verbose { info::runtime(&self.shim) } else { Info::new() },
         }))
     }
 
@@ -140,13 +133,14 @@ impl RuntimeService for Service {
         &self,
         request: Request<v1::PodSandboxStatusRequest>,
     ) -> Answer<v1::PodSandboxStatusResponse> {
-        let sandbox = self.shim.sandbox(&request.into_inner().pod_sandbox_id)?;
+        let request = request.into_inner();
+        let sandbox = self.shim.sandbox(&request.pod_sandbox_id)?;
         let containers = self.shim.containers_of(&sandbox.id);
         Ok(Response::new(v1::PodSandboxStatusResponse {
             status: Some(view::sandbox_status(&sandbox)),
             containers_statuses: containers.iter().map(view::container_status).collect(),
+            info: if request.verbose { info::sandbox(&self.shim, &sandbox) } else { Info::new() },
             timestamp: crate::shim::now(),
-            ..Default::default()
         }))
     }
 
@@ -154,17 +148,7 @@ impl RuntimeService for Service {
         &self,
         request: Request<v1::ListPodSandboxRequest>,
     ) -> Answer<v1::ListPodSandboxResponse> {
-        let filter = request.into_inner().filter.unwrap_or_default();
-        let mut items: Vec<_> = self
-            .shim
-            .sandboxes()
-            .values()
-            .filter(|s| s.id.starts_with(&filter.id))
-            .filter(|s| filter.state.as_ref().is_none_or(|wanted| wanted.state == s.state))
-            .filter(|s| matches(&filter.label_selector, &s.config().labels))
-            .map(|s| view::sandbox_item(s))
-            .collect();
-        items.sort_by_key(|s| std::cmp::Reverse(s.created_at));
+        let items = lists::sandboxes(&self.shim, request.into_inner().filter);
         Ok(Response::new(v1::ListPodSandboxResponse { items }))
     }
 
@@ -208,30 +192,19 @@ impl RuntimeService for Service {
         &self,
         request: Request<v1::ContainerStatusRequest>,
     ) -> Answer<v1::ContainerStatusResponse> {
-        let container = self.shim.container(&request.into_inner().container_id)?;
-        let status = Some(container.with(view::container_status));
-        Ok(Response::new(v1::ContainerStatusResponse { status, ..Default::default() }))
+        let request = request.into_inner();
+        let container = self.shim.container(&request.container_id)?.get();
+        Ok(Response::new(v1::ContainerStatusResponse {
+            status: Some(view::container_status(&container)),
+            info: if request.verbose { info::container(&self.shim, &container) } else { Info::new() },
+        }))
     }
 
     async fn list_containers(
         &self,
         request: Request<v1::ListContainersRequest>,
     ) -> Answer<v1::ListContainersResponse> {
-        let filter = request.into_inner().filter.unwrap_or_default();
-        let all: Vec<_> = self.shim.containers().values().cloned().collect();
-        let mut containers: Vec<_> = all
-            .iter()
-            .filter_map(|container| {
-                container.with(|c| {
-                    let wanted = c.id.starts_with(&filter.id)
-                        && c.sandbox.starts_with(&filter.pod_sandbox_id)
-                        && filter.state.as_ref().is_none_or(|wanted| wanted.state == c.state)
-                        && matches(&filter.label_selector, &c.config().labels);
-                    wanted.then(|| view::container_item(c))
-                })
-            })
-            .collect();
-        containers.sort_by_key(|c| std::cmp::Reverse(c.created_at));
+        let containers = lists::containers(&self.shim, request.into_inner().filter);
         Ok(Response::new(v1::ListContainersResponse { containers }))
     }
 
@@ -310,18 +283,7 @@ impl RuntimeService for Service {
         &self,
         request: Request<v1::ListContainerStatsRequest>,
     ) -> Answer<v1::ListContainerStatsResponse> {
-        let filter = request.into_inner().filter.unwrap_or_default();
-        let all: Vec<_> = self.shim.containers().values().map(|c| c.get()).collect();
-        let wanted: Vec<_> = all
-            .into_iter()
-            .filter(|c| {
-                c.state() == ContainerState::ContainerRunning
-                    && c.id.starts_with(&filter.id)
-                    && c.sandbox.starts_with(&filter.pod_sandbox_id)
-                    && matches(&filter.label_selector, &c.config().labels)
-            })
-            .collect();
-        let stats = stats::containers(&self.shim, &wanted).await;
+        let stats = lists::container_stats(&self.shim, request.into_inner().filter).await;
         Ok(Response::new(v1::ListContainerStatsResponse { stats }))
     }
 
@@ -338,18 +300,7 @@ impl RuntimeService for Service {
         &self,
         request: Request<v1::ListPodSandboxStatsRequest>,
     ) -> Answer<v1::ListPodSandboxStatsResponse> {
-        let filter = request.into_inner().filter.unwrap_or_default();
-        let all: Vec<_> = self.shim.sandboxes().values().cloned().collect();
-        let wanted: Vec<_> = all
-            .iter()
-            .map(|sandbox| &**sandbox)
-            .filter(|s| {
-                s.state() == PodSandboxState::SandboxReady
-                    && s.id.starts_with(&filter.id)
-                    && matches(&filter.label_selector, &s.config().labels)
-            })
-            .collect();
-        let stats = stats::sandboxes(&self.shim, &wanted).await;
+        let stats = lists::sandbox_stats(&self.shim, request.into_inner().filter).await;
         Ok(Response::new(v1::ListPodSandboxStatsResponse { stats }))
     }
 
@@ -364,9 +315,7 @@ impl RuntimeService for Service {
         &self,
         _: Request<v1::ListPodSandboxMetricsRequest>,
     ) -> Answer<v1::ListPodSandboxMetricsResponse> {
-        let mut ready: Vec<_> = self.shim.sandboxes().values().cloned().collect();
-        ready.retain(|sandbox| sandbox.state() == PodSandboxState::SandboxReady);
-        let pod_metrics = metrics::pods(&self.shim, &ready).await;
+        let pod_metrics = lists::sandbox_metrics(&self.shim).await;
         Ok(Response::new(v1::ListPodSandboxMetricsResponse { pod_metrics }))
     }
 
@@ -377,61 +326,75 @@ impl RuntimeService for Service {
         Ok(Response::new(self.shim.events.listen().map(Ok).boxed()))
     }
 
-    // The rest of CRI is the issue after next; each answers so that a caller knows.
-
     async fn update_container_resources(
         &self,
-        _: Request<v1::UpdateContainerResourcesRequest>,
+        request: Request<v1::UpdateContainerResourcesRequest>,
     ) -> Answer<v1::UpdateContainerResourcesResponse> {
-        Err(later("UpdateContainerResources"))
-    }
-
-    async fn checkpoint_container(
-        &self,
-        _: Request<v1::CheckpointContainerRequest>,
-    ) -> Answer<v1::CheckpointContainerResponse> {
-        Err(later("CheckpointContainer"))
+        let request = request.into_inner();
+        self.shim.update_container(&request.container_id, request.linux.unwrap_or_default()).await?;
+        Ok(Response::new(v1::UpdateContainerResourcesResponse {}))
     }
 
     async fn update_pod_sandbox_resources(
         &self,
-        _: Request<v1::UpdatePodSandboxResourcesRequest>,
+        request: Request<v1::UpdatePodSandboxResourcesRequest>,
     ) -> Answer<v1::UpdatePodSandboxResourcesResponse> {
-        Err(later("UpdatePodSandboxResources"))
+        let request = request.into_inner();
+        self.shim.update_sandbox(&request.pod_sandbox_id, request.overhead, request.resources)?;
+        Ok(Response::new(v1::UpdatePodSandboxResourcesResponse {}))
+    }
+
+    /// A container is written down by CRIU, which is no part of this runtime: libcontainer can call it, and nothing
+    /// could restore what it wrote, since CRI has no call for that.
+    async fn checkpoint_container(
+        &self,
+        _: Request<v1::CheckpointContainerRequest>,
+    ) -> Answer<v1::CheckpointContainerResponse> {
+        Err(Status::unimplemented("containers cannot be checkpointed: this runtime has no CRIU"))
     }
 
     async fn stream_pod_sandboxes(
         &self,
-        _: Request<v1::StreamPodSandboxesRequest>,
+        request: Request<v1::StreamPodSandboxesRequest>,
     ) -> Answer<Self::StreamPodSandboxesStream> {
-        Err(later("StreamPodSandboxes"))
+        let all = lists::sandboxes(&self.shim, request.into_inner().filter);
+        let message = |pod_sandboxes| v1::StreamPodSandboxesResponse { pod_sandboxes };
+        Ok(Response::new(pages(all, message)))
     }
 
     async fn stream_containers(
         &self,
-        _: Request<v1::StreamContainersRequest>,
+        request: Request<v1::StreamContainersRequest>,
     ) -> Answer<Self::StreamContainersStream> {
-        Err(later("StreamContainers"))
+        let all = lists::containers(&self.shim, request.into_inner().filter);
+        let message = |containers| v1::StreamContainersResponse { containers };
+        Ok(Response::new(pages(all, message)))
     }
 
     async fn stream_container_stats(
         &self,
-        _: Request<v1::StreamContainerStatsRequest>,
+        request: Request<v1::StreamContainerStatsRequest>,
     ) -> Answer<Self::StreamContainerStatsStream> {
-        Err(later("StreamContainerStats"))
+        let all = lists::container_stats(&self.shim, request.into_inner().filter).await;
+        let message = |container_stats| v1::StreamContainerStatsResponse { container_stats };
+        Ok(Response::new(pages(all, message)))
     }
 
     async fn stream_pod_sandbox_stats(
         &self,
-        _: Request<v1::StreamPodSandboxStatsRequest>,
+        request: Request<v1::StreamPodSandboxStatsRequest>,
     ) -> Answer<Self::StreamPodSandboxStatsStream> {
-        Err(later("StreamPodSandboxStats"))
+        let all = lists::sandbox_stats(&self.shim, request.into_inner().filter).await;
+        let message = |pod_sandbox_stats| v1::StreamPodSandboxStatsResponse { pod_sandbox_stats };
+        Ok(Response::new(pages(all, message)))
     }
 
     async fn stream_pod_sandbox_metrics(
         &self,
         _: Request<v1::StreamPodSandboxMetricsRequest>,
     ) -> Answer<Self::StreamPodSandboxMetricsStream> {
-        Err(later("StreamPodSandboxMetrics"))
+        let all = lists::sandbox_metrics(&self.shim).await;
+        let message = |pod_sandbox_metrics| v1::StreamPodSandboxMetricsResponse { pod_sandbox_metrics };
+        Ok(Response::new(pages(all, message)))
     }
 }

@@ -5,7 +5,7 @@
 
 use crate::{
     overlay,
-    state::Dir,
+    state::{self, Dir},
     sys::{self, Side},
     wire::Plan,
 };
@@ -22,8 +22,10 @@ use nix::{
     },
     unistd::Pid,
 };
+use oci_spec::runtime::Spec;
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
+    io,
     os::fd::{AsFd, OwnedFd},
     path::PathBuf,
     time::{Duration, Instant},
@@ -41,8 +43,8 @@ pub(super) struct Stdio {
 /// monitor, is the one who reaps it.
 pub(super) fn create(plan: &Plan, stdio: Option<Stdio>) -> Result<i32, String> {
     let dir = Dir(plan.dir.clone());
-    overlay::prepare(&plan.rootfs, &dir, &plan.laid).map_err(|cause| format!("root file system: {cause}"))?;
-    let _ = overlay::make_cwd(&dir.rootfs(), &plan.cwd); // if it is missed, the library says so
+    overlay::prepare(plan, &dir).map_err(|cause| format!("root file system: {cause}"))?;
+    let _ = overlay::make_cwd(plan, &dir); // if it is missed, the library says so
 
     let mut builder = ContainerBuilder::new(plan.id.clone(), SyscallType::default());
     builder = match stdio {
@@ -55,7 +57,20 @@ pub(super) fn create(plan: &Plan, stdio: Option<Stdio>) -> Result<i32, String> {
             builder.as_init(dir.bundle()).with_systemd(false).with_detach(true).as_sibling(true).build()
         })
         .map_err(|cause| chain(&cause))?;
+    if plan.user.is_some() {
+        leave_stage(&dir).map_err(|cause| format!("the container's spec: {cause}"))?;
+    }
     built.pid().map(|pid| pid.as_raw()).ok_or_else(|| "no process was made".to_owned())
+}
+
+/// The library looks for the root again at an exec, which is where no stage is.
+fn leave_stage(dir: &Dir) -> io::Result<()> {
+    let file = dir.bundle().join("config.json");
+    let mut spec = Spec::load(&file).map_err(io::Error::other)?;
+    if let Some(root) = spec.root_mut() {
+        root.set_path(overlay::root(dir, false));
+    }
+    state::write(&file, &spec).map_err(io::Error::other)
 }
 
 pub(super) fn console(dir: &Dir) -> PathBuf {

@@ -19,18 +19,21 @@ use libcontainer::{
     },
 };
 use nix::{
+    sched::CloneFlags,
     sys::{
         signal::{Signal, kill},
         wait::{WaitStatus, waitpid},
     },
-    unistd::Pid,
+    unistd::{Gid, Pid, Uid},
 };
-use oci_spec::runtime::{Capability, LinuxCapabilities, LinuxSeccomp, Process, Spec};
+use oci_spec::runtime::{Capability, LinuxCapabilities, LinuxSeccomp, Process, Spec, User};
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs::{self, File},
+    io,
     os::fd::OwnedFd,
     path::Path,
+    sync::Arc,
     time::Duration,
 };
 
@@ -121,7 +124,7 @@ impl Monitor {
                 clients.clear();
                 *listener = None;
             },
-            || start(plan, args, stdio.take(), console),
+            || start(plan, container.pid, args, stdio.take(), console),
         );
         self.unreaped = true;
         exec.pid = Pid::from_raw(started?);
@@ -135,7 +138,13 @@ impl Monitor {
 
 /// In the short-lived child: the container's own process again, but for its arguments. As a sibling, so that the
 /// monitor reaps it.
-fn start(plan: &Plan, args: &[String], stdio: Option<Stdio>, console: Option<&Path>) -> Result<i32, String> {
+fn start(
+    plan: &Plan,
+    first: Pid,
+    args: &[String],
+    stdio: Option<Stdio>,
+    console: Option<&Path>,
+) -> Result<i32, String> {
     let dir = Dir(plan.dir.clone());
     let spec = Spec::load(dir.bundle().join("config.json")).map_err(|cause| chain(&cause))?;
     let mut process = spec.process().clone().ok_or("the container's spec has no process")?;
@@ -147,12 +156,19 @@ fn start(plan: &Plan, args: &[String], stdio: Option<Stdio>, console: Option<&Pa
         }
         process.set_env(Some(env));
     }
-    let filtered = Filtered::new(&spec, &mut process);
+    let mut finish = Finish::seccomp(&spec, &process);
+    if plan.user.is_some() {
+        // While the first process is not reaped, its number is its own.
+        let namespace = File::open(format!("/proc/{first}/ns/user"))
+            .map_err(|cause| format!("open its user namespace: {cause}"))?;
+        finish.enter(namespace, (plan.uid, plan.gid), &mut process);
+    }
+    finish.lend(&mut process);
     let file = dir.0.join("exec.json");
     fs::write(&file, serde_json::to_vec(&process).map_err(|cause| cause.to_string())?)
         .map_err(|cause| format!("write {}: {cause}", file.display()))?;
 
-    let mut builder = ContainerBuilder::new(plan.id.clone(), SyscallType::default()).with_executor(filtered);
+    let mut builder = ContainerBuilder::new(plan.id.clone(), SyscallType::default()).with_executor(finish);
     builder = match stdio {
         Some(stdio) => builder.with_stdin(stdio.stdin).with_stdout(stdio.stdout).with_stderr(stdio.stderr),
         None => builder.with_console_socket(console),
@@ -173,44 +189,81 @@ fn start(plan: &Plan, args: &[String], stdio: Option<Stdio>, console: Option<&Pa
     built.map(|pid| pid.as_raw())
 }
 
-/// Executes under the container's own seccomp profile, which the library forgets for all but the first process.
+/// Executes in the container's own user namespace and under its own seccomp profile, both of which the library forgets
+/// for all but the first process.
 ///
 /// It calls us after it has dropped what the process may not have, and loading a profile is privileged unless no new
-/// privileges can be had. So the process is made with the two capabilities that loading the profile and dropping them
-/// take, and both are dropped before anything of the container's runs.
+/// privileges can be had, as is becoming a user of another namespace. So the process is made with the capabilities that
+/// this takes, as root, and becomes what it is to be before anything of the container's runs.
 #[derive(Clone)]
-struct Filtered {
+struct Finish {
+    users: Option<Users>,
     seccomp: Option<LinuxSeccomp>,
+    /// Those that it is to have, where it was lent more.
     capabilities: Option<LinuxCapabilities>,
 }
 
-impl Filtered {
-    /// Lends `process` the capabilities, if they are needed.
-    fn new(spec: &Spec, process: &mut Process) -> Self {
+/// Who the process is to be, and where.
+#[derive(Clone)]
+struct Users {
+    namespace: Arc<File>,
+    user: User,
+    /// The same user and group in the host's numbers.
+    owner: (u32, u32),
+}
+
+impl Finish {
+    fn seccomp(spec: &Spec, process: &Process) -> Self {
         let seccomp = spec.linux().as_ref().and_then(|linux| linux.seccomp().clone());
-        let mut capabilities = None;
-        if seccomp.is_some()
-            && process.no_new_privileges().is_none()
-            && let Some(own) = process.capabilities().clone()
-        {
-            let mut lent = own.clone();
-            let with = |set: &Option<std::collections::HashSet<Capability>>| {
-                let mut set = set.clone().unwrap_or_default();
-                set.extend([Capability::SysAdmin, Capability::Setpcap]);
-                Some(set)
-            };
-            lent.set_bounding(with(own.bounding()))
-                .set_effective(with(own.effective()))
-                .set_permitted(with(own.permitted()));
-            process.set_capabilities(Some(lent));
-            capabilities = Some(own);
-        }
-        Self { seccomp, capabilities }
+        let lend = seccomp.is_some() && process.no_new_privileges().is_none();
+        Self { users: None, seccomp, capabilities: process.capabilities().clone().filter(|_| lend) }
+    }
+
+    /// Until it enters, the process is root outside.
+    fn enter(&mut self, namespace: File, owner: (u32, u32), process: &mut Process) {
+        let user = process.user().clone();
+        let mut root = User::default();
+        root.set_umask(user.umask());
+        process.set_user(root);
+        self.users = Some(Users { namespace: Arc::new(namespace), user, owner });
+        self.capabilities.clone_from(process.capabilities());
+    }
+
+    fn lend(&self, process: &mut Process) {
+        let Some(own) = &self.capabilities else { return };
+        let with = |set: &Option<HashSet<Capability>>| {
+            let mut set = set.clone().unwrap_or_default();
+            set.extend([Capability::SysAdmin, Capability::Setpcap, Capability::Chown]);
+            Some(set)
+        };
+        let mut lent = own.clone();
+        lent.set_bounding(with(own.bounding()))
+            .set_effective(with(own.effective()))
+            .set_permitted(with(own.permitted()));
+        process.set_capabilities(Some(lent));
     }
 }
 
-impl Executor for Filtered {
+impl Users {
+    fn become_them(&self) -> nix::Result<()> {
+        let (uid, gid) = (self.owner.0.into(), self.owner.1.into());
+        if nix::unistd::isatty(io::stdin())? {
+            nix::unistd::fchown(io::stdin(), Some(uid), Some(gid))?;
+        }
+        nix::sched::setns(&*self.namespace, CloneFlags::CLONE_NEWUSER)?; // with every capability there
+        let groups = self.user.additional_gids().iter().flatten().map(|gid| Gid::from_raw(*gid));
+        nix::unistd::setgroups(&groups.collect::<Vec<_>>())?;
+        let (uid, gid) = (Uid::from_raw(self.user.uid()), Gid::from_raw(self.user.gid()));
+        nix::unistd::setresgid(gid, gid, gid)?;
+        nix::unistd::setresuid(uid, uid, uid)
+    }
+}
+
+impl Executor for Finish {
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
+        if let Some(users) = &self.users {
+            users.become_them().map_err(|cause| ExecutorError::Execution(cause.into()))?;
+        }
         if let Some(seccomp) = &self.seccomp {
             initialize_seccomp(seccomp).map_err(|cause| ExecutorError::Execution(cause.into()))?;
         }

@@ -1,4 +1,5 @@
 //! A place to run real containers in, which counts what they leave behind.
+#![allow(dead_code, reason = "no test uses all of it")]
 
 use std::{
     fs,
