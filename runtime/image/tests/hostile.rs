@@ -255,6 +255,10 @@ async fn odd_but_honest_archives_unpack() {
         null.set_device_major(1).unwrap();
         null.set_device_minor(3).unwrap();
         t.raw("null", "", null, b"");
+        let mut blank = Archive::header(EntryType::Regular, 0, 1);
+        let fields = blank.as_old_mut();
+        (fields.mode, fields.uid, fields.gid) = ([0; 8], [b' '; 8], [0; 8]);
+        t.raw("blank", "", blank, b"b");
         let mut owned = Archive::header(EntryType::Regular, 0o6755, 1);
         owned.set_uid(1234);
         owned.set_gid(4321);
@@ -292,6 +296,8 @@ async fn odd_but_honest_archives_unpack() {
     assert!(opaque("gone") && !opaque("d"));
     assert!(std::fs::symlink_metadata(dir.join("pipe")).unwrap().file_type().is_fifo());
     assert_eq!(std::fs::symlink_metadata(dir.join("null")).unwrap().rdev(), rustix::fs::makedev(1, 3));
+    let blank = std::fs::metadata(dir.join("blank")).unwrap();
+    assert_eq!((blank.uid(), blank.gid(), blank.mode() & 0o7777), (0, 0, 0), "nothing is 0");
     let owned = std::fs::metadata(dir.join("owned")).unwrap();
     assert_eq!((owned.uid(), owned.gid(), owned.mode() & 0o7777), (1234, 4321, 0o6755));
     assert_eq!((owned.mtime(), owned.mtime_nsec()), (1_700_000_001, 500_000_000));

@@ -512,11 +512,14 @@ fn attributes<R: Read>(entry: &mut tar::Entry<'_, R>, path: &Path) -> Result<Att
         }
     }
     let header = entry.header();
-    let mode = header.mode().map_err(|e| bad(&format!("a malformed mode ({e})")))? & 0o7777;
-    let owner =
-        |id: io::Result<u64>| id.ok().and_then(|id| u32::try_from(id).ok()).filter(|id| *id != u32::MAX);
-    let uid = owner(header.uid()).ok_or_else(|| bad("a malformed user id"))?;
-    let gid = owner(header.gid()).ok_or_else(|| bad("a malformed group id"))?;
+    let fields = header.as_old();
+    let mode = number(&fields.mode, header.mode().map(u64::from)).and_then(|mode| u32::try_from(mode).ok());
+    let owner = |field: &[u8], id: io::Result<u64>| {
+        number(field, id).and_then(|id| u32::try_from(id).ok()).filter(|id| *id != u32::MAX)
+    };
+    let mode = mode.ok_or_else(|| bad("a malformed mode"))? & 0o7777;
+    let uid = owner(&fields.uid, header.uid()).ok_or_else(|| bad("a malformed user id"))?;
+    let gid = owner(&fields.gid, header.gid()).ok_or_else(|| bad("a malformed group id"))?;
     Ok(Attributes {
         mode: Mode::from_raw_mode(mode),
         uid: Uid::from_raw(uid),
@@ -524,6 +527,11 @@ fn attributes<R: Read>(entry: &mut tar::Entry<'_, R>, path: &Path) -> Result<Att
         times: meta::times(seconds, nanoseconds),
         xattrs,
     })
+}
+
+/// A field of a header, in which nothing is 0, as other readers have it.
+fn number(field: &[u8], parsed: io::Result<u64>) -> Option<u64> {
+    if field.iter().all(|byte| matches!(byte, 0 | b' ')) { Some(0) } else { parsed.ok() }
 }
 
 /// `1700000000.25` to seconds and nanoseconds, rounding down.
