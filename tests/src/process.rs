@@ -1,4 +1,4 @@
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fs;
 
 use nix::sys::signal::{Signal, kill};
@@ -42,37 +42,45 @@ impl Process {
         kill(Pid::from_raw(self.pid), Signal::SIGKILL).expect("it ran");
     }
 
-    /// Its proportional set size, in bytes: shared pages are divided among those who share them.
+    /// As [`pss`].
     pub fn pss(&self) -> u64 {
-        let text = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.pid)).unwrap_or_default();
-        let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).unwrap_or_default();
-        line.split_whitespace().next().and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) * 1024
+        pss(self.pid)
     }
+}
+
+/// The proportional set size of a process, in bytes: shared pages are divided among those who share them.
+pub fn pss(pid: i32) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).unwrap_or_default();
+    line.split_whitespace().next().and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) * 1024
 }
 
 /// Every process of a running cluster: its keeper and all that came from it.
 pub fn processes(cluster: &Cluster) -> Vec<Process> {
     let Some(keeper) = cluster.local().keeper() else { return Vec::new() };
-    let parents: HashMap<i32, i32> = pids().filter_map(|pid| Some((pid, parent(pid)?))).collect();
-    let mut ours = HashSet::from([keeper]);
     // The keeper reaps orphans, so whatever came from the cluster is below it.
-    loop {
-        let more: Vec<i32> = parents
-            .iter()
-            .filter(|(pid, parent)| ours.contains(parent) && !ours.contains(pid))
-            .map(|(pid, _)| *pid)
-            .collect();
-        if more.is_empty() {
-            break;
-        }
-        ours.extend(more);
-    }
+    let mut ours = descendants(keeper);
+    ours.insert(keeper, 0);
     let mut found: Vec<Process> = ours
         .into_iter()
-        .filter_map(|pid| Some(Process { kind: kind(pid)?, pid, parent: *parents.get(&pid)? }))
+        .filter_map(|(pid, parent)| Some(Process { kind: kind(pid)?, pid, parent }))
         .collect();
     found.sort();
     found
+}
+
+/// All processes below `root`, each with its parent.
+pub fn descendants(root: i32) -> HashMap<i32, i32> {
+    let mut others: HashMap<i32, i32> = pids().filter_map(|pid| Some((pid, parent(pid)?))).collect();
+    let mut ours = HashMap::new();
+    loop {
+        let more: Vec<(i32, i32)> =
+            others.extract_if(|_, parent| *parent == root || ours.contains_key(parent)).collect();
+        if more.is_empty() {
+            return ours;
+        }
+        ours.extend(more);
+    }
 }
 
 /// Every process id of the machine.
@@ -82,7 +90,7 @@ pub(crate) fn pids() -> impl Iterator<Item = i32> {
 }
 
 /// The words of its command line; none for a kernel thread or a process that ended.
-pub(crate) fn words(pid: i32) -> Vec<String> {
+pub fn words(pid: i32) -> Vec<String> {
     let bytes = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     bytes.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect()
 }

@@ -6,7 +6,7 @@ use crate::build::{self, Places};
 use crate::phase::Phases;
 use crate::{Result, flag, nothing_more, prepare, value};
 
-const NAMES: [&str; 1] = ["first-apply"];
+const NAMES: [&str; 2] = ["cri", "first-apply"];
 
 pub fn run(arguments: &[String]) -> Result<ExitCode> {
     let mut arguments = arguments.to_vec();
@@ -22,6 +22,9 @@ pub fn run(arguments: &[String]) -> Result<ExitCode> {
     prepare::need_root(&format!("bench {name}"))?;
     let (mut phases, places) = (Phases::new(), Places::find()?);
     phases.run("prepare", || prepare::run(&places, true))?;
+    if name == "cri" {
+        phases.run("prepare containerd", prepare::for_containerd)?;
+    }
     build::all(&mut phases, &places)?;
     let mut bench = std::process::Command::new(places.target.join("debug/bench"));
     bench.arg(name).current_dir(std::env::current_dir()?);

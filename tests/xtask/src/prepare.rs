@@ -70,6 +70,23 @@ const FOR_VM: &[Package] = &[Package {
     shown_by: &["qemu-system-x86_64", "--version"],
 }];
 
+/// What `bench cri` measures beside ours.
+const CONTAINERD: &[Package] = &[
+    Package { name: "containerd", why: "the peer", shown_by: &["containerd", "--version"] },
+    Package { name: "runc", why: "runs the peer's containers", shown_by: &["runc", "--version"] },
+    Package { name: "crun", why: "runs the peer's containers", shown_by: &["crun", "--version"] },
+    Package {
+        name: "containernetworking-plugins",
+        why: "makes the network of the peer's pods",
+        shown_by: &["/usr/lib/cni/bridge", "--version"],
+    },
+    Package {
+        name: "iptables",
+        why: "the peer's network plugins call it",
+        shown_by: &["iptables", "--version"],
+    },
+];
+
 /// For components, and for core modules.
 const TARGETS: [&str; 2] = ["wasm32-wasip2", "wasm32-wasip1"];
 
@@ -86,6 +103,11 @@ pub fn for_python() -> Result<()> {
         why: "the tests drive the Python client",
         shown_by: &["/usr/bin/python3", "-c", "import ensurepip, venv"],
     }])
+}
+
+/// For the comparison with containerd.
+pub fn for_containerd() -> Result<()> {
+    packages(CONTAINERD)
 }
 
 /// For the tests in a virtual machine.

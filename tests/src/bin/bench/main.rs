@@ -2,6 +2,7 @@
 //!
 //! Prints the machine and the versions, then a line a figure: `name value unit (target) ok|short|missing`.
 
+mod cri;
 mod figure;
 mod first_apply;
 
@@ -33,9 +34,10 @@ fn run() -> anyhow::Result<ExitCode> {
     }
     let mut figures = Figures::new();
     match name.as_deref() {
+        Some("cri") => cri::measure(&mut figures)?,
         Some("first-apply") => first_apply::measure(&mut figures)?,
-        Some(other) => bail!("there is no bench {other:?}; there is first-apply"),
-        None => bail!("name one of: first-apply"),
+        Some(other) => bail!("there is no bench {other:?}; there are cri and first-apply"),
+        None => bail!("name one of: cri, first-apply"),
     }
     if let Some(path) = json {
         std::fs::write(&path, figures.json()).with_context(|| format!("cannot write {path}"))?;

@@ -5,15 +5,11 @@ mod report;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode};
 use std::time::Instant;
 
 use anyhow::{Context as _, bail, ensure};
-use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use wharf_tests::{assets, eventually};
+use wharf_tests::{CriServer, isolate};
 
 use crate::skips::Skips;
 use report::Report;
@@ -42,7 +38,7 @@ pub fn run(critest: &Path, images: &Path, focus: Option<&str>) -> anyhow::Result
     let registry =
         runtime.block_on(registry::serve(&layout, dir.path())).context("serve the suite's images")?;
     let critest = patched(critest, dir.path(), &registry.digest_of(PRESENT)?)?;
-    let shim = Shim::start(dir.path(), &registry.url)?;
+    let shim = CriServer::shim(dir.path(), &registry.url, PODS)?;
     let skips = Skips::read(Path::new(SKIPS))?;
 
     let began = Instant::now();
@@ -83,20 +79,6 @@ pub fn run(critest: &Path, images: &Path, focus: Option<&str>) -> anyhow::Result
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Leaves the host's network and mounts. The suite mounts on its host and expects its containers to see it, so mounts are
-/// shared, but with nothing outside.
-fn isolate() -> anyhow::Result<()> {
-    unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)?;
-    for flags in [MsFlags::MS_PRIVATE, MsFlags::MS_SHARED] {
-        mount(None::<&str>, "/", None::<&str>, flags | MsFlags::MS_REC, None::<&str>)?;
-    }
-    // Else names of interfaces in /sys are those of the host.
-    mount(Some("sysfs"), "/sys/class/net", Some("sysfs"), MsFlags::empty(), None::<&str>).ok();
-    let up = Command::new("ip").args(["link", "set", "lo", "up"]).status().context("ip")?;
-    ensure!(up.success(), "the loopback link does not come up");
-    Ok(())
-}
-
 /// The suite with the digest that it expects replaced by that of an image that there is; both are of one length.
 fn patched(critest: &Path, dir: &Path, digest: &str) -> anyhow::Result<PathBuf> {
     let mut bytes = fs::read(critest).with_context(|| critest.display().to_string())?;
@@ -120,63 +102,9 @@ fn patched(critest: &Path, dir: &Path, digest: &str) -> anyhow::Result<PathBuf> 
     Ok(copy)
 }
 
-/// A `wharf shim` that ends with this.
-struct Shim {
-    process: Child,
-    socket: PathBuf,
-}
-
-impl Shim {
-    fn start(dir: &Path, registry: &str) -> anyhow::Result<Self> {
-        nix::sys::prctl::set_child_subreaper(true)?;
-        let registries = dir.join("registries.json");
-        let mirrors = serde_json::json!({"mirrors": [{"url": registry}], "mirrors_only": true});
-        fs::write(&registries, serde_json::json!({"hosts": {"*": mirrors}}).to_string())?;
-        let socket = dir.join("shim.sock");
-        let log = fs::File::create(dir.join("shim.log"))?;
-        let process = Command::new(assets::wharf())
-            .arg("shim")
-            .arg("--socket")
-            .arg(&socket)
-            .arg("--root")
-            .arg(dir.join("root"))
-            .arg("--state")
-            .arg(dir.join("state"))
-            .args(["--cgroup-parent", &format!("/wharf-critest-{}", std::process::id()), "--pod-cidr", PODS])
-            .arg("--registries")
-            .arg(registries)
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()?;
-        let shim = Self { process, socket };
-        eventually("the shim serves", || {
-            std::os::unix::net::UnixStream::connect(&shim.socket).map(drop).map_err(|error| error.to_string())
-        });
-        Ok(shim)
-    }
-}
-
-impl Drop for Shim {
-    fn drop(&mut self) {
-        let _ = kill(Pid::from_raw(self.process.id() as i32), Signal::SIGTERM);
-        let _ = self.process.wait();
-        // It leaves what runs to its successor: here there is none, and orphans are this process's children.
-        let own = format!("/proc/self/task/{}/children", std::process::id());
-        loop {
-            let children = fs::read_to_string(&own).unwrap_or_default();
-            for child in children.split_whitespace().filter_map(|pid| pid.parse().ok()) {
-                let _ = kill(Pid::from_raw(child), Signal::SIGKILL);
-            }
-            if nix::sys::wait::waitpid(None, None).is_err() {
-                return;
-            }
-        }
-    }
-}
-
 fn suite(
     critest: &Path,
-    shim: &Shim,
+    shim: &CriServer,
     dir: &Path,
     focus: Option<&str>,
     flags: &[&str],

@@ -7,15 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, ensure};
-use http::{Method, Request, StatusCode};
-use http_body_util::Full;
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::server::conn::auto;
-use hyper_util::service::TowerToHyperService;
 use serde_json::Value;
-use tokio::net::TcpListener;
-use tower::ServiceExt as _;
-use wharf_image::registry::{Config, Registry, RegistryService};
+use wharf_tests::LocalRegistry;
 
 pub struct Served {
     pub url: String,
@@ -39,8 +32,8 @@ pub async fn serve(layout: &Path, dir: &Path) -> anyhow::Result<Served> {
     fs::create_dir(&unpacked)?;
     let tar = Command::new("tar").arg("-xf").arg(layout).arg("-C").arg(&unpacked).status().context("tar")?;
     ensure!(tar.success(), "{} cannot be unpacked", layout.display());
-    let registry = Registry::open(Config::new(dir.join("registry")))?;
-    let mut filled = Filled { service: registry.service(), layout: unpacked, there: HashSet::new() };
+    let registry = LocalRegistry::serve(&dir.join("registry")).await?;
+    let mut filled = Filled { registry, layout: unpacked, there: HashSet::new() };
     let mut digests = BTreeMap::new();
     let index: Value = serde_json::from_slice(&fs::read(filled.layout.join("index.json"))?)?;
     for manifest in index["manifests"].as_array().into_iter().flatten() {
@@ -50,24 +43,12 @@ pub async fn serve(layout: &Path, dir: &Path) -> anyhow::Result<Served> {
         digests.insert(repository.to_owned(), manifest["digest"].as_str().unwrap_or_default().to_owned());
         filled.put(path, manifest, tag).await.with_context(|| name.to_owned())?;
     }
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
-    let url = format!("http://{}", listener.local_addr()?);
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            let service = TowerToHyperService::new(registry.service());
-            tokio::spawn(async move {
-                let _ = auto::Builder::new(TokioExecutor::new())
-                    .serve_connection(TokioIo::new(stream), service)
-                    .await;
-            });
-        }
-    });
-    Ok(Served { url, digests })
+    Ok(Served { url: filled.registry.url, digests })
 }
 
 /// A registry that is being filled.
 struct Filled {
-    service: RegistryService,
+    registry: LocalRegistry,
     layout: PathBuf,
     /// Repositories with the blobs that they have.
     there: HashSet<(String, String)>,
@@ -86,26 +67,15 @@ impl Filled {
         for blob in layers.chain(document.get("config")) {
             let digest = blob["digest"].as_str().context("a digest")?.to_owned();
             if self.there.insert((repository.to_owned(), digest.clone())) {
-                let path = format!("{repository}/blobs/uploads/?digest={digest}");
-                self.send(Method::POST, &path, "application/octet-stream", self.blob(blob)?).await?;
+                self.registry.put_blob(repository, &digest, self.blob(blob)?).await?;
             }
         }
         let form = descriptor["mediaType"].as_str().context("a media type")?;
-        self.send(Method::PUT, &format!("{repository}/manifests/{tag}"), form, bytes).await
+        self.registry.put_manifest(repository, tag, form, bytes).await
     }
 
     fn blob(&self, descriptor: &Value) -> anyhow::Result<Vec<u8>> {
         let digest = descriptor["digest"].as_str().context("a digest")?;
         Ok(fs::read(self.layout.join("blobs").join(digest.replace(':', "/")))?)
-    }
-
-    async fn send(&self, method: Method, path: &str, form: &str, bytes: Vec<u8>) -> anyhow::Result<()> {
-        let request =
-            Request::builder().method(method).uri(format!("/v2/{path}")).header("content-type", form);
-        let request = request.header("content-length", bytes.len()).body(Full::new(bytes.into()))?;
-        let request: Request<Full<hyper::body::Bytes>> = request;
-        let answer = self.service.clone().oneshot(request).await?;
-        ensure!(answer.status() == StatusCode::CREATED, "{path}: {}", answer.status());
-        Ok(())
     }
 }
