@@ -65,6 +65,9 @@ impl Shim {
             Kind::Oci => self.create_oci(&record, &sandbox, &image).await,
         };
         if let Err(error) = made {
+            if !wasm {
+                remove_dir(&self.container_dir(&id))?;
+            }
             self.forget_container(&id)?;
             return Err(error);
         }
@@ -293,7 +296,7 @@ fn listen(port: u16) -> std::io::Result<TcpListener> {
         .or_else(|_| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)))
 }
 
-fn remove_dir(path: &Path) -> Result<(), Error> {
+pub fn remove_dir(path: &Path) -> Result<(), Error> {
     match std::fs::remove_dir_all(path) {
         Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => {
             Err(Error::Record { what: format!("the end of {}", path.display()), cause })

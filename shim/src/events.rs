@@ -3,8 +3,9 @@
 use std::collections::VecDeque;
 use std::sync::Mutex;
 
-use futures::Stream;
+use futures::{Stream, StreamExt as _};
 use tokio::sync::broadcast;
+use tokio_util::sync::CancellationToken;
 use wharf_cri::v1;
 
 /// Events kept for the first listener, and for each listener that is slow (containerd's figure).
@@ -15,6 +16,7 @@ const BACKLOG: usize = 1000;
 pub struct Events {
     state: Mutex<State>,
     sender: broadcast::Sender<v1::ContainerEventResponse>,
+    stop: CancellationToken,
 }
 
 #[derive(Default)]
@@ -23,8 +25,9 @@ struct State {
 }
 
 impl Events {
-    pub fn new() -> Self {
-        Self { state: Mutex::default(), sender: broadcast::channel(BACKLOG).0 }
+    /// `stop` ends every listener: a server that is asked to stop waits for its streams.
+    pub fn new(stop: CancellationToken) -> Self {
+        Self { state: Mutex::default(), sender: broadcast::channel(BACKLOG).0, stop }
     }
 
     /// Tells every listener. Never waits.
@@ -47,13 +50,13 @@ impl Events {
         let live = futures::stream::unfold(receiver, |mut receiver| async move {
             receiver.recv().await.ok().map(|event| (event, receiver))
         });
-        futures::StreamExt::chain(futures::stream::iter(unheard), live)
+        futures::stream::iter(unheard).chain(live.take_until(self.stop.clone().cancelled_owned()))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use futures::{FutureExt as _, StreamExt as _};
+    use futures::FutureExt as _;
 
     use super::*;
 
@@ -63,7 +66,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_first_listener_hears_what_happened_before_it_came() {
-        let events = Events::new();
+        let events = Events::new(CancellationToken::new());
         events.publish(event(1));
         let mut first = Box::pin(events.listen());
         events.publish(event(2));
@@ -74,11 +77,21 @@ mod tests {
 
     #[tokio::test]
     async fn a_listener_too_slow_is_ended_rather_than_left_with_a_gap() {
-        let events = Events::new();
+        let events = Events::new(CancellationToken::new());
         let mut slow = Box::pin(events.listen());
         for n in 0..=BACKLOG as i64 + 100 {
             events.publish(event(n));
         }
         assert!(slow.next().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn listeners_end_when_the_shim_is_asked_to_stop() {
+        let stop = CancellationToken::new();
+        let events = Events::new(stop.clone());
+        let mut listener = Box::pin(events.listen());
+        assert!(listener.next().now_or_never().is_none());
+        stop.cancel();
+        assert!(listener.next().await.is_none());
     }
 }

@@ -1,5 +1,6 @@
 //! The life of a pod sandbox.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -134,7 +135,7 @@ impl Shim {
     }
 
     /// Undoes what [`Self::build`] did, in whatever state it is.
-    async fn unmake(&self, record: &Sandbox) -> Result<(), Error> {
+    pub async fn unmake(&self, record: &Sandbox) -> Result<(), Error> {
         let address = record.address.parse().ok();
         if let Some(own) = address
             && !crate::spec::port_mappings(record)?.is_empty()
@@ -166,7 +167,6 @@ impl Shim {
 fn pause_spec(record: &Sandbox, users: Option<IdMappings>) -> PauseSpec {
     let config = record.config();
     let options = namespaces(config).cloned().unwrap_or_default();
-    let linux = config.linux.as_ref();
     PauseSpec {
         id: record.id.clone(),
         network: match record.netns.as_str() {
@@ -179,9 +179,26 @@ fn pause_spec(record: &Sandbox, users: Option<IdMappings>) -> PauseSpec {
         hostname: (network_mode(config) != NamespaceMode::Node).then(|| config.hostname.clone()),
         ipc: options.ipc() != NamespaceMode::Node,
         pid: options.pid() == NamespaceMode::Pod,
-        sysctls: linux.map(|linux| linux.sysctls.clone().into_iter().collect()).unwrap_or_default(),
+        sysctls: sysctls(record),
         ..Default::default()
     }
+}
+
+/// Those that are asked for, over what a pod with a network of its own has everywhere: no port and no ping needs a right,
+/// since nobody else is there to be disturbed.
+fn sysctls(record: &Sandbox) -> BTreeMap<String, String> {
+    let config = record.config();
+    let asked = config.linux.as_ref().map(|linux| linux.sysctls.clone()).unwrap_or_default();
+    let mut all = BTreeMap::new();
+    if network_mode(config) != NamespaceMode::Node {
+        all.insert("net.ipv4.ip_unprivileged_port_start".to_owned(), "0".to_owned());
+        // A user namespace has not so many groups.
+        if !matches!(crate::user_namespace::mappings(config), Ok(Some(_))) {
+            all.insert("net.ipv4.ping_group_range".to_owned(), "0 2147483647".to_owned());
+        }
+    }
+    all.extend(asked);
+    all
 }
 
 /// 32 random bytes in hexadecimal digits, as container runtimes name things.

@@ -15,6 +15,7 @@ use wharf_sandbox::{Network, Range};
 use wharf_wasm::Host;
 
 use crate::Config;
+use crate::containers::remove_dir;
 use crate::error::{Error, chain};
 use crate::events::Events;
 use crate::record::{self, Files};
@@ -109,7 +110,7 @@ impl Shim {
             streaming: Streaming::start(stop.clone()).await.map_err(start("start the streaming server"))?,
             images,
             oci,
-            events: Events::new(),
+            events: Events::new(stop.clone()),
             rates: Rates::default(),
             layers: Layers::default(),
             wasm: OnceLock::new(),
@@ -142,6 +143,7 @@ impl Shim {
         }
         self.images.collect().await?;
         self.settle_oci().await?;
+        self.settle_sandboxes().await?;
         let told = std::fs::read_to_string(self.range_file()).ok().map(|range| range.parse()).transpose()?;
         if let Some(range) = self.config.pod_range.or(told) {
             self.set_range(range).await?;
@@ -165,7 +167,41 @@ impl Shim {
                 self.oci.remove(&id).await?;
             }
         }
+        for entry in std::fs::read_dir(self.containers_dir()).into_iter().flatten().flatten() {
+            if !entry.file_name().to_str().is_some_and(|id| self.containers().contains_key(id)) {
+                remove_dir(&entry.path())?;
+            }
+        }
         Ok(())
+    }
+
+    /// Undoes sandboxes in whose making or unmaking a shim was killed. Their records stay: who asked for them removes them.
+    async fn settle_sandboxes(&self) -> Result<(), Error> {
+        let is_half = |sandbox: &&Arc<record::Sandbox>| {
+            sandbox.state() == PodSandboxState::SandboxNotready && self.containers_of(&sandbox.id).is_empty()
+        };
+        let all: Vec<_> = self.sandboxes().values().cloned().collect();
+        let half: Vec<_> = all.iter().filter(is_half).collect();
+        for sandbox in &half {
+            self.unmake(sandbox).await?;
+            let mut record = record::Sandbox::clone(sandbox);
+            record.address.clear();
+            record.netns.clear();
+            self.save_sandbox(record)?;
+        }
+        for pause in self.oci.pauses() {
+            if !self.sandboxes().contains_key(&pause.id) {
+                tracing::warn!(sandbox = pause.id, "removing a sandbox that no record names");
+                self.oci.remove_pause(&pause.id).await?;
+            }
+        }
+        if half.is_empty() {
+            return Ok(());
+        }
+        // Ports may lead to an address that no record has yet.
+        let known: Vec<Ipv4Addr> =
+            self.sandboxes().values().filter_map(|sandbox| sandbox.address.parse().ok()).collect();
+        Ok(self.network.unpublish(|address| !known.contains(&address)).await?)
     }
 
     /// Of the images whose files a container uses.
@@ -362,7 +398,11 @@ impl Shim {
 
     /// What an OCI container wrote: its overlay's upper and work directories.
     pub fn container_dir(&self, id: &str) -> PathBuf {
-        self.config.root.join("containers").join(id)
+        self.containers_dir().join(id)
+    }
+
+    pub fn containers_dir(&self) -> PathBuf {
+        self.config.root.join("containers")
     }
 
     /// The single files that a wasm container mounts.

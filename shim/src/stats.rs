@@ -187,9 +187,7 @@ async fn writable_layer(shim: &Shim, id: &str) -> Option<v1::FilesystemUsage> {
     let layer = shim.layers.of(id, directory).await?;
     Some(v1::FilesystemUsage {
         timestamp: layer.at,
-        fs_id: Some(v1::FilesystemIdentifier {
-            mountpoint: shim.config.root.join("containers").display().to_string(),
-        }),
+        fs_id: Some(v1::FilesystemIdentifier { mountpoint: shim.containers_dir().display().to_string() }),
         used_bytes: some(layer.bytes),
         inodes_used: some(layer.inodes),
     })

@@ -16,6 +16,8 @@ use tower::ServiceExt as _;
 use wharf_image::Digest;
 use wharf_image::registry::{Config, Registry, RegistryService};
 
+use crate::assets;
+
 /// Serves for as long as the runtime that it was made in.
 pub struct LocalRegistry {
     service: RegistryService,
@@ -87,6 +89,23 @@ impl LocalRegistry {
             "config": {"mediaType": format!("{FORM}.config.v1+json"), "digest": digest, "size": config.len()}});
         self.put_blob(repository, &digest, config).await?;
         self.put_manifest(repository, "latest", &form, manifest.to_string().into_bytes()).await
+    }
+
+    /// Puts a shell with some tools as `REPOSITORY:latest`.
+    pub async fn put_shell(&self, repository: &str, entrypoint: &[&str]) -> anyhow::Result<()> {
+        let mut archive = tar::Builder::new(Vec::new());
+        let busybox = std::fs::read(assets::busybox())?;
+        let mut header = tar::Header::new_gnu();
+        header.set_mode(0o755);
+        header.set_size(busybox.len() as u64);
+        archive.append_data(&mut header, "bin/busybox", busybox.as_slice())?;
+        for name in ["sh", "sleep", "true"] {
+            let mut header = tar::Header::new_gnu();
+            header.set_entry_type(tar::EntryType::Symlink);
+            header.set_size(0);
+            archive.append_link(&mut header, format!("bin/{name}"), "busybox")?;
+        }
+        self.put_image(repository, json!({"Entrypoint": entrypoint}), vec![archive.into_inner()?]).await
     }
 
     async fn send(&self, method: Method, path: &str, form: &str, bytes: Vec<u8>) -> anyhow::Result<()> {

@@ -8,6 +8,7 @@ use anyhow::{Context as _, ensure};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 
 use crate::{assets, eventually};
@@ -28,6 +29,7 @@ pub fn isolate() -> anyhow::Result<()> {
 
 /// A server of CRI that ends with this, and with all that it left running.
 pub struct CriServer {
+    command: Command,
     process: Child,
     pub socket: PathBuf,
 }
@@ -42,7 +44,7 @@ impl CriServer {
         let mut command = Command::new(assets::wharf());
         command.arg("shim").arg("--socket").arg(&socket);
         command.arg("--root").arg(dir.join("root")).arg("--state").arg(dir.join("state"));
-        command.args(["--cgroup-parent", &format!("/wharf-cri-{}", std::process::id()), "--pod-cidr", pods]);
+        command.args(["--cgroup-parent", &format!("/{}", Self::cgroup()), "--pod-cidr", pods]);
         command.arg("--registries").arg(registries);
         Self::start(command, socket, &dir.join("shim.log"))
     }
@@ -53,13 +55,37 @@ impl CriServer {
         let log = File::create(log)?;
         let process = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn();
         let process = process.with_context(|| command.get_program().display().to_string())?;
-        let server = Self { process, socket };
-        eventually("the server of CRI serves", || {
-            std::os::unix::net::UnixStream::connect(&server.socket)
-                .map(drop)
-                .map_err(|error| error.to_string())
-        });
+        let server = Self { command, process, socket };
+        server.serves();
         Ok(server)
+    }
+
+    fn serves(&self) {
+        eventually("the server of CRI serves", || {
+            std::os::unix::net::UnixStream::connect(&self.socket).map(drop).map_err(|error| error.to_string())
+        });
+    }
+
+    /// Kills it at once, which leaves all that it runs, and starts another.
+    pub fn replace(&mut self) -> anyhow::Result<()> {
+        self.process.kill()?;
+        self.process.wait()?;
+        self.process = self.command.spawn()?;
+        self.serves();
+        Ok(())
+    }
+
+    /// Reaps what others left to this process and has ended. Until then a pod's process namespace is not over.
+    pub fn reap(&self) {
+        let zombies = own_children().into_iter().filter(|pid| *pid != self.pid());
+        for pid in zombies {
+            let _ = waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG));
+        }
+    }
+
+    /// The cgroup of pods that name none, below every hierarchy.
+    pub fn cgroup() -> String {
+        format!("wharf-cri-{}", std::process::id())
     }
 
     pub fn pid(&self) -> i32 {
@@ -72,15 +98,21 @@ impl Drop for CriServer {
         let _ = kill(Pid::from_raw(self.pid()), Signal::SIGTERM);
         let _ = self.process.wait();
         // It leaves what runs to its successor: here there is none, and orphans are this process's children.
-        let own = format!("/proc/self/task/{}/children", std::process::id());
         loop {
-            let children = fs::read_to_string(&own).unwrap_or_default();
-            for child in children.split_whitespace().filter_map(|pid| pid.parse().ok()) {
+            for child in own_children() {
                 let _ = kill(Pid::from_raw(child), Signal::SIGKILL);
             }
-            if nix::sys::wait::waitpid(None, None).is_err() {
+            if waitpid(None, None).is_err() {
                 return;
             }
         }
     }
+}
+
+fn own_children() -> Vec<i32> {
+    let tasks = fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    let children = tasks.map(|task| fs::read_to_string(task.path().join("children")).unwrap_or_default());
+    children
+        .flat_map(|pids| pids.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>())
+        .collect()
 }

@@ -21,7 +21,7 @@ use std::{
     },
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::{
     io::{Interest, unix::AsyncFd},
@@ -432,10 +432,10 @@ impl Inner {
                 // The zygote died with the request in its hands; nothing was made.
                 Err(Error::Link(wharf_link::Error::Closed)) if !retried => {
                     retried = true;
-                    let (group, library) = (plan.cgroup.clone(), entry.dir.library());
+                    let entry = entry.clone();
                     blocking(move || {
-                        cgroup::remove(&group)?;
-                        remove_dir(&library)
+                        end_makers(&entry)?;
+                        remove_dir(&entry.dir.library())
                     })
                     .await?;
                 }
@@ -558,7 +558,7 @@ impl Inner {
         entry.set_link(None);
         let (inner, entry) = (self.clone(), entry.clone());
         blocking(move || {
-            cgroup::remove(&entry.meta.cgroup)?;
+            end_makers(&entry)?;
             for owned in &entry.meta.owned {
                 remove_dir(owned)?;
             }
@@ -633,6 +633,28 @@ fn open_process(pause: &Pause) -> Option<OwnedFd> {
 fn watch_process(process: OwnedFd) -> Option<AsyncFd<OwnedFd>> {
     // SAFETY: an OwnedFd is one open descriptor until it is dropped, and the AsyncFd owns it.
     unsafe { AsyncFd::register_with_interest(process, Interest::READABLE) }.ok()
+}
+
+/// Ends whatever runs in the container, and what its monitor left that was still making it: once none of that is there,
+/// nothing comes into the cgroup any more, and it is removed for good. Blocks for as long as that takes.
+fn end_makers(entry: &Entry) -> Result<(), Error> {
+    let (group, path) = (&entry.meta.cgroup, entry.dir.lock());
+    cgroup::remove(group)?;
+    let lock = match fs::File::open(&path) {
+        Ok(lock) => lock,
+        Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => return Ok(()), // no monitor had begun
+        Err(cause) => return Err(at("open", &path)(cause)),
+    };
+    let until = Instant::now() + ANSWER;
+    while rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
+        if Instant::now() > until {
+            return Err(Error::Deadline { id: entry.meta.id.clone(), seconds: ANSWER.as_secs() });
+        }
+        // They end by themselves, or in the cgroup once they are in it; the lock tells nobody when it is free.
+        std::thread::sleep(Duration::from_millis(1));
+        cgroup::remove(group)?;
+    }
+    cgroup::remove(group)
 }
 
 /// How a container ended whose monitor is gone. If the monitor left no word, the container is killed.

@@ -4,6 +4,7 @@
 //! ```text
 //! containers/ID/meta.json      what clean-up must know
 //!               monitor.sock   the monitor listens
+//!               lock           held by who may still make something
 //!               exit.json      written whole, once, when the container is over
 //!               reported       the exit was handed to the shim
 //!               bundle/        config.json and the mount point rootfs/
@@ -112,6 +113,10 @@ impl Dir {
     }
     pub fn bundle(&self) -> PathBuf {
         self.0.join("bundle")
+    }
+    /// Locked by the monitor, and so by whatever it forked that has not become a program of the container's.
+    pub fn lock(&self) -> PathBuf {
+        self.0.join("lock")
     }
     pub fn library(&self) -> PathBuf {
         self.0.join("lib")

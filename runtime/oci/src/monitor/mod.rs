@@ -29,6 +29,7 @@ use nix::{
     },
     unistd::Pid,
 };
+use rustix::fs::FlockOperation;
 use std::{
     fs::File,
     io::{self, Read},
@@ -93,6 +94,8 @@ struct Monitor {
     signals: SignalFd,
     /// A call into the library may have taken the signal of a child that ended.
     unreaped: bool,
+    /// [`Dir::lock`]
+    lock: Option<File>,
     container: Option<Running>,
 }
 
@@ -125,7 +128,7 @@ impl Monitor {
         listener.set_nonblocking(true)?;
         let clients = vec![Client { key: 0, socket: Socket::over(connection) }];
         let listener = Some(Listener::over(listener));
-        Ok(Self { listener, clients, key: 1, signals, unreaped: false, container: None })
+        Ok(Self { listener, clients, key: 1, signals, unreaped: false, lock: None, container: None })
     }
 
     fn serve(&mut self) -> io::Result<()> {
@@ -306,6 +309,10 @@ impl Monitor {
     fn create(&mut self, plan: Plan) -> Result<i32, String> {
         let words = |what: &'static str| move |cause: io::Error| format!("{what}: {cause}");
         let dir = Dir(plan.dir.clone());
+        let lock = File::options().create(true).append(true).open(dir.lock()).map_err(words("lock"))?;
+        rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)
+            .map_err(|_| "another monitor makes this container".to_owned())?;
+        self.lock = Some(lock);
         let log = plan.log_path.as_deref().map(Log::open).transpose().map_err(words("log file"))?;
         let (stdio, mut outputs, stdin) = if plan.terminal {
             (None, Vec::new(), None)

@@ -1,10 +1,8 @@
 //! What is pulled and run.
 
-use std::fs;
-
 use rand::Rng as _;
 use serde_json::json;
-use wharf_tests::{LocalRegistry, assets};
+use wharf_tests::LocalRegistry;
 
 /// A shell with its tools.
 pub const SHELL: &str = "bench.test/shell:latest";
@@ -18,31 +16,13 @@ const LAYERS: usize = 8;
 const FILES: usize = 31;
 
 pub async fn fill(registry: &LocalRegistry) -> anyhow::Result<()> {
-    let shell = shell()?;
-    let pause = json!({"Entrypoint": ["/bin/sleep", "2000000"]});
-    registry.put_image("shell", json!({"Entrypoint": ["/bin/sh"]}), vec![shell.clone()]).await?;
-    registry.put_image("pause", pause, vec![shell]).await?;
+    registry.put_shell("shell", &["/bin/sh"]).await?;
+    registry.put_shell("pause", &["/bin/sleep", "2000000"]).await?;
     let mut layers = Vec::new();
     for nth in 0..LAYERS {
         layers.push(layer(nth)?);
     }
     registry.put_image("large", json!({}), layers).await
-}
-
-fn shell() -> anyhow::Result<Vec<u8>> {
-    let mut archive = tar::Builder::new(Vec::new());
-    let busybox = fs::read(assets::busybox())?;
-    let mut header = tar::Header::new_gnu();
-    header.set_mode(0o755);
-    header.set_size(busybox.len() as u64);
-    archive.append_data(&mut header, "bin/busybox", busybox.as_slice())?;
-    for name in ["sh", "sleep", "true"] {
-        let mut header = tar::Header::new_gnu();
-        header.set_entry_type(tar::EntryType::Symlink);
-        header.set_size(0);
-        archive.append_link(&mut header, format!("bin/{name}"), "busybox")?;
-    }
-    Ok(archive.into_inner()?)
 }
 
 /// A layer that packs to some four fifths, as programs do.
