@@ -58,6 +58,9 @@ pub struct Config {
     pub registries: RegistriesConfig,
 }
 
+/// How long calls that are under way may take once the shim is asked to stop. Whoever made one asks again.
+const GRACE: std::time::Duration = std::time::Duration::from_secs(5);
+
 /// Serves CRI until `stop` is cancelled. Running containers are left as they are.
 ///
 /// # Errors
@@ -69,11 +72,14 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
         .map_err(|cause| Error::Start { what: format!("listen on {}", socket.display()), cause })?;
     tracing::info!(socket = %socket.display(), "serving CRI");
     let service = service::Service::new(shim.clone());
-    let served = Server::builder()
+    let serving = Server::builder()
         .add_service(RuntimeServiceServer::new(service.clone()))
         .add_service(ImageServiceServer::new(service))
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop.cancelled_owned())
-        .await;
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop.clone().cancelled_owned());
+    let served = tokio::select! {
+        served = serving => served,
+        () = async { stop.cancelled().await; tokio::time::sleep(GRACE).await } => Ok(()),
+    };
     let _ = std::fs::remove_file(&socket);
     served.map_err(|cause| Error::Start { what: "serve CRI".to_owned(), cause: std::io::Error::other(cause) })
 }
