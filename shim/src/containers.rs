@@ -115,6 +115,7 @@ impl Shim {
         let dir = self.sandbox_dir(&sandbox.id);
         let layers = |id: &str| self.image(id).map(|image| self.images.lower_dirs(&image));
         let mut spec = spec::oci(record, sandbox, image, &pause, target.as_ref(), &dir, layers)?;
+        spec.runtime = self.handlers.program(&sandbox.handler)?.map(Path::to_owned);
         let own = self.container_dir(&record.id);
         spec.rootfs = wharf_oci::Rootfs::Overlay {
             lower: self.images.lower_dirs(image),
@@ -193,7 +194,7 @@ impl Shim {
     /// The socket of a wasm service whose pod has its network elsewhere than in the wasm host's namespace: beside OCI
     /// containers, in the pod's, and with the node's network, here.
     async fn own_socket(&self, id: &str, sandbox: &record::Sandbox) -> Result<Option<OwnedFd>, Error> {
-        if sandbox.is_wasm() && !sandbox.on_node_network() {
+        if sandbox.netns.is_empty() && !sandbox.on_node_network() {
             return Ok(None);
         }
         let Some(port) = self.wasm()?.status(id).await?.port else { return Ok(None) };

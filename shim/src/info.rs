@@ -44,9 +44,19 @@ pub fn runtime(shim: &Shim) -> Info {
         "stateDir": shim.config.state,
         "socket": shim.config.socket,
         "cgroupParent": shim.config.cgroup_parent,
+        "cniConfDir": shim.config.with_cni.then_some(&shim.config.cni.configurations),
         "podRange": shim.network.range().map(|range| range.to_string()),
     });
     info("config", said(config))
+}
+
+/// What a container of a pod with this handler runs in.
+fn runtime_type(shim: &Shim, handler: &str, wasm: bool) -> String {
+    match shim.handlers.program(handler) {
+        _ if wasm => "wasmtime".to_owned(),
+        Ok(Some(program)) => program.display().to_string(),
+        _ => "libcontainer".to_owned(),
+    }
 }
 
 pub fn container(shim: &Shim, container: &Container) -> Info {
@@ -55,10 +65,11 @@ pub fn container(shim: &Shim, container: &Container) -> Info {
         Status::Created { pid } | Status::Running { pid, .. } => Some(pid),
         Status::Creating | Status::Exited(_) => None,
     });
+    let handler = shim.sandbox(&container.sandbox).map(|pod| pod.handler.clone()).unwrap_or_default();
     let told = json!({
         "sandboxID": container.sandbox,
         "pid": pid,
-        "runtimeType": if container.wasm { "wasmtime" } else { "libcontainer" },
+        "runtimeType": runtime_type(shim, &handler, container.wasm),
         "config": container.config(),
         "runtimeSpec": shim.oci.spec(&container.id),
     });
@@ -70,8 +81,9 @@ pub fn sandbox(shim: &Shim, sandbox: &Sandbox) -> Info {
     let told = json!({
         "pid": pause.map(|pause| pause.pid),
         "netNamespace": sandbox.netns,
+        "cniResult": sandbox.cni.as_ref().and_then(|cni| serde_json::from_str::<Value>(&cni.result).ok()),
         "runtimeHandler": sandbox.handler,
-        "runtimeType": if sandbox.is_wasm() { "wasmtime" } else { "libcontainer" },
+        "runtimeType": runtime_type(shim, &sandbox.handler, sandbox.is_wasm()),
         "config": sandbox.config(),
     });
     info("info", said(told))

@@ -10,11 +10,13 @@
 //!   publish them as CRI events;
 //! - `streaming` serves the streams that CRI promises by URL.
 
+mod cni;
 mod containers;
 mod error;
 mod events;
 mod exec;
 mod files;
+mod handlers;
 mod info;
 mod lists;
 mod metrics;
@@ -30,6 +32,7 @@ mod user_namespace;
 mod users;
 mod view;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use tokio::net::UnixListener;
@@ -55,6 +58,11 @@ pub struct Config {
     pub cgroup_parent: String,
     /// The addresses of pods; without, those that `UpdateRuntimeConfig` told last.
     pub pod_range: Option<wharf_sandbox::Range>,
+    /// Whether CNI plugins make the networks of new pods, and not this program.
+    pub with_cni: bool,
+    pub cni: wharf_sandbox::cni::Plugins,
+    /// The binaries of other OCI runtimes, by the names of their runtime handlers.
+    pub runtimes: BTreeMap<String, PathBuf>,
     pub registries: RegistriesConfig,
 }
 
@@ -82,14 +90,6 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
     };
     let _ = std::fs::remove_file(&socket);
     served.map_err(|cause| Error::Start { what: "serve CRI".to_owned(), cause: std::io::Error::other(cause) })
-}
-
-/// The runtime handlers on offer; the empty one is the default. `wasmtime` is the name that other shims use.
-const HANDLERS: [&str; 4] = ["", wharf_cri::handler::OCI, wharf_cri::handler::WASM, "wasmtime"];
-
-/// Whether a sandbox with this handler has its containers in the wasm host.
-fn is_wasm_handler(handler: &str) -> bool {
-    matches!(handler, wharf_cri::handler::WASM | "wasmtime")
 }
 
 fn bind(socket: &std::path::Path) -> std::io::Result<UnixListener> {

@@ -7,11 +7,11 @@ use std::sync::Arc;
 
 use wharf_cri::v1::{self, ContainerState, MetricDescriptor, MetricType, UInt64Value};
 use wharf_oci::Details;
-use wharf_sandbox::{Counters, Traffic};
+use wharf_sandbox::Counters;
 
 use crate::record::{Container, Sandbox};
 use crate::shim::{Shim, now};
-use crate::stats::Layer;
+use crate::stats::{Layer, Links};
 
 /// What every metric is labelled with.
 const LABELS: [&str; 5] = ["pod", "namespace", "container", "id", "image"];
@@ -91,10 +91,7 @@ type Value = (&'static str, Vec<String>, u64);
 
 /// The metrics of these pods and of their containers that run.
 pub async fn pods(shim: &Shim, sandboxes: &[Arc<Sandbox>]) -> Vec<v1::PodSandboxMetrics> {
-    let traffic = Traffic::here().unwrap_or_else(|error| {
-        tracing::warn!(%error, "the counters of the pods' links cannot be read");
-        Traffic::default()
-    });
+    let links = Links::here();
     let mut all = Vec::with_capacity(sandboxes.len());
     for sandbox in sandboxes {
         let metadata = sandbox.config().metadata.clone().unwrap_or_default();
@@ -119,7 +116,7 @@ pub async fn pods(shim: &Shim, sandboxes: &[Arc<Sandbox>]) -> Vec<v1::PodSandbox
                 container_metrics.push(v1::ContainerMetrics { container_id: container.id.clone(), metrics });
             }
         }
-        let link = traffic.of_pod(&sandbox.id).map(of_link).unwrap_or_default();
+        let link = links.of(sandbox).map(of_link).unwrap_or_default();
         all.push(v1::PodSandboxMetrics {
             pod_sandbox_id: sandbox.id.clone(),
             metrics: metrics(&labels("", &sandbox.id, ""), link),

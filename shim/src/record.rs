@@ -30,9 +30,25 @@ pub struct Sandbox {
     /// Empty with the node's network.
     #[prost(string, tag = "6")]
     pub address: String,
-    /// The pod's network namespace; empty with the node's network and for wasm pods.
+    /// The pod's network namespace; empty with the node's network, and for wasm pods unless CNI makes their networks.
     #[prost(string, tag = "7")]
     pub netns: String,
+    /// Where CNI plugins make the pod's network.
+    #[prost(message, optional, tag = "8")]
+    pub cni: Option<Cni>,
+}
+
+/// What CNI plugins want again when the pod goes.
+#[derive(Clone, PartialEq, Message)]
+pub struct Cni {
+    /// [`wharf_sandbox::cni::Configuration`] as text.
+    #[prost(string, tag = "1")]
+    pub configuration: String,
+    /// Empty until they are done.
+    #[prost(string, tag = "2")]
+    pub result: String,
+    #[prost(string, repeated, tag = "3")]
+    pub more_addresses: Vec<String>,
 }
 
 /// A container.
@@ -81,7 +97,14 @@ impl Sandbox {
     }
 
     pub fn is_wasm(&self) -> bool {
-        crate::is_wasm_handler(&self.handler)
+        crate::handlers::is_wasm(&self.handler)
+    }
+
+    /// Once its network is unmade.
+    pub fn disconnect(&mut self) {
+        self.address.clear();
+        self.netns.clear();
+        self.cni = None;
     }
 
     /// Whether the pod shares the node's network.

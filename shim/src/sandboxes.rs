@@ -9,7 +9,6 @@ use wharf_cri::v1::{ContainerEventType, NamespaceMode, PodSandboxConfig, PodSand
 use wharf_oci::{IdMappings, Network, PauseSpec};
 use wharf_sandbox::PortMapping;
 
-use crate::HANDLERS;
 use crate::error::{Error, chain};
 use crate::record::{Sandbox, namespaces, network_mode};
 use crate::shim::{Shim, now};
@@ -21,9 +20,7 @@ impl Shim {
         config: PodSandboxConfig,
         handler: String,
     ) -> Result<String, Error> {
-        if !HANDLERS.contains(&handler.as_str()) {
-            return Err(Error::Invalid(format!("no runtime handler {handler:?}; there are {HANDLERS:?}")));
-        }
+        self.handlers.program(&handler)?;
         if config.metadata.is_none() {
             return Err(Error::Invalid("the sandbox config has no metadata".to_owned()));
         }
@@ -60,6 +57,9 @@ impl Shim {
                 let why = "a wasm pod has no processes, and so no user namespace; take hostUsers: true or leave it out";
                 return Err(Error::Invalid(why.to_owned()));
             }
+            if self.config.with_cni {
+                return self.connect(record, &mappings, None).await;
+            }
             if !record.on_node_network() {
                 let address = self.network.take_wasm_address()?;
                 record.address = address.to_string();
@@ -84,7 +84,7 @@ impl Shim {
         Ok(())
     }
 
-    /// Gives an OCI pod its network: in a new namespace, or in one that was made for it.
+    /// Gives a pod its network: in a new namespace, or in one that was made for it.
     async fn connect(
         &self,
         record: &mut Sandbox,
@@ -93,6 +93,9 @@ impl Shim {
     ) -> Result<(), Error> {
         if record.on_node_network() {
             return Ok(());
+        }
+        if self.config.with_cni {
+            return self.connect_by_cni(record, mappings, made).await;
         }
         let pod = self.network.attach(&record.id, made).await?;
         record.address = pod.address.to_string();
@@ -115,8 +118,7 @@ impl Shim {
         self.unmake(&record).await?;
         let mut record = Sandbox::clone(&record);
         record.set_state(PodSandboxState::SandboxNotready);
-        record.address.clear();
-        record.netns.clear();
+        record.disconnect();
         let id = record.id.clone();
         self.save_sandbox(record)?;
         self.publish(&id, &id, ContainerEventType::ContainerStoppedEvent);
@@ -136,13 +138,13 @@ impl Shim {
 
     /// Undoes what [`Self::build`] did, in whatever state it is.
     pub async fn unmake(&self, record: &Sandbox) -> Result<(), Error> {
-        let address = record.address.parse().ok();
+        let address = record.address.parse().ok().filter(|_| record.cni.is_none());
         if let Some(own) = address
             && !crate::spec::port_mappings(record)?.is_empty()
         {
             self.network.unpublish(|address| address == own).await?;
         }
-        if record.is_wasm() {
+        if record.is_wasm() && record.netns.is_empty() {
             if let Some(address) = address {
                 self.network.release(address);
             }
@@ -152,6 +154,7 @@ impl Shim {
             Ok(()) | Err(wharf_oci::Error::Unknown(_)) => {}
             Err(error) => return Err(error.into()),
         }
+        self.disconnect_by_cni(record).await?;
         if !record.on_node_network() {
             self.network.detach(&record.id, address).await?;
         }

@@ -18,6 +18,7 @@ use crate::Config;
 use crate::containers::remove_dir;
 use crate::error::{Error, chain};
 use crate::events::Events;
+use crate::handlers::Handlers;
 use crate::record::{self, Files};
 use crate::stats::{Layers, Rates};
 use crate::streaming::Streaming;
@@ -66,6 +67,7 @@ impl Container {
 /// One node's sandboxes and containers, and what they run on.
 pub struct Shim {
     pub config: Config,
+    pub handlers: Handlers,
     pub images: Images,
     pub network: Network,
     pub oci: Oci,
@@ -91,6 +93,7 @@ impl Shim {
             move |cause| Error::Start { what, cause }
         };
         let state = &config.state;
+        let handlers = Handlers::new(&config.runtimes)?;
         let sandbox_files =
             Files::open(&state.join("sandboxes")).map_err(start("open the sandbox records"))?;
         let container_files =
@@ -108,6 +111,7 @@ impl Shim {
         let shim = Arc::new(Self {
             network: Network::open(&state.join("netns"))?,
             streaming: Streaming::start(stop.clone()).await.map_err(start("start the streaming server"))?,
+            handlers,
             images,
             oci,
             events: Events::new(stop.clone()),
@@ -144,6 +148,9 @@ impl Shim {
         self.images.collect().await?;
         self.settle_oci().await?;
         self.settle_sandboxes().await?;
+        if self.config.with_cni {
+            self.start_wasm(None).await?;
+        }
         let told = std::fs::read_to_string(self.range_file()).ok().map(|range| range.parse()).transpose()?;
         if let Some(range) = self.config.pod_range.or(told) {
             self.set_range(range).await?;
@@ -185,8 +192,7 @@ impl Shim {
         for sandbox in &half {
             self.unmake(sandbox).await?;
             let mut record = record::Sandbox::clone(sandbox);
-            record.address.clear();
-            record.netns.clear();
+            record.disconnect();
             self.save_sandbox(record)?;
         }
         for pause in self.oci.pauses() {
@@ -215,10 +221,13 @@ impl Shim {
         self.config.root.join("pod-range")
     }
 
-    /// Gives the node its pod range, starts or finds the wasm host in the namespace that owns half of it, and
+    /// Gives the node its pod range, unless CNI's networks have their own: starts or finds the wasm host in the namespace that owns half of it, and
     /// writes the range down. A repeat changes nothing.
     pub async fn set_range(self: &Arc<Self>, range: Range) -> Result<(), Error> {
         let _one = self.configuring.lock().await;
+        if self.config.with_cni {
+            return Ok(());
+        }
         if self.wasm.get().is_some() && self.network.range() == Some(range) {
             return Ok(());
         }
@@ -228,16 +237,22 @@ impl Shim {
                 self.network.reserve(address);
             }
         }
+        self.start_wasm(Some(self.network.wasm_netns())).await?;
+        std::fs::write(self.range_file(), range.to_string())
+            .map_err(|cause| Error::Record { what: "the pod range".to_owned(), cause })
+    }
+
+    /// Starts or finds the wasm host, in this namespace or in one that there is.
+    async fn start_wasm(self: &Arc<Self>, netns: Option<PathBuf>) -> Result<(), Error> {
         let config = wharf_wasm::Config {
-            netns: Some(self.network.wasm_netns()),
+            netns,
             ..wharf_wasm::Config::new(self.config.state.join("wasm"), self.config.root.join("compiled"))
         };
         let (host, events) = Host::start(config).await?;
         self.settle_wasm(&host).await?;
         tokio::spawn(self.clone().take_wasm_ends(events));
         let _ = self.wasm.set(host);
-        std::fs::write(self.range_file(), range.to_string())
-            .map_err(|cause| Error::Record { what: "the pod range".to_owned(), cause })
+        Ok(())
     }
 
     /// As [`Self::settle_oci`], for the wasm host.
@@ -267,8 +282,15 @@ impl Shim {
     }
 
     /// Whether pods can be given a network.
-    pub fn network_ready(&self) -> bool {
-        self.wasm.get().is_some()
+    ///
+    /// # Errors
+    /// Why not.
+    pub async fn network_ready(&self) -> Result<(), Error> {
+        self.wasm()?;
+        if self.config.with_cni {
+            self.config.cni.status().await?;
+        }
+        Ok(())
     }
 
     async fn take_wasm_ends(self: Arc<Self>, mut events: wharf_wasm::Events) {

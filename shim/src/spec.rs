@@ -168,7 +168,7 @@ pub fn wasm(
         env: environment(config, image),
         mounts,
         // Another pod's address is not in the host's namespace: its service is started with a socket.
-        address: sandbox.address.parse().ok().filter(|_| sandbox.is_wasm()),
+        address: sandbox.address.parse().ok().filter(|_| sandbox.netns.is_empty()),
         port: port.and_then(|port| port.parse().ok()),
         memory_limit: u64::try_from(resources.memory_limit_in_bytes).ok().filter(|limit| *limit > 0),
         cpu,

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
 use wharf_cri::v1::{self, ContainerState, UInt64Value};
-use wharf_sandbox::Traffic;
+use wharf_sandbox::{Counters, Traffic};
 
 use crate::error::Error;
 use crate::record::{Container, Sandbox};
@@ -52,20 +52,38 @@ async fn measure_all(shim: &Shim, containers: &[Container]) -> Vec<Measured> {
     measured
 }
 
+/// The counters of the pods' links.
+pub struct Links(Traffic);
+
+impl Links {
+    pub fn here() -> Self {
+        Self(Traffic::here().unwrap_or_else(|error| {
+            tracing::warn!(%error, "the counters of the pods' links cannot be read");
+            Traffic::default()
+        }))
+    }
+
+    /// That of one pod, if it has one of its own.
+    pub fn of(&self, sandbox: &Sandbox) -> Option<Counters> {
+        match sandbox.cni {
+            // Only its plugins know what is at the link's other end.
+            Some(_) => Traffic::inside(Path::new(&sandbox.netns)).ok().flatten(),
+            None => self.0.of_pod(&sandbox.id),
+        }
+    }
+}
+
 /// The usage of these pods now.
 pub async fn sandboxes(shim: &Shim, sandboxes: &[&Sandbox]) -> Vec<v1::PodSandboxStats> {
-    let traffic = Traffic::here().unwrap_or_else(|error| {
-        tracing::warn!(%error, "the counters of the pods' links cannot be read");
-        Traffic::default()
-    });
+    let links = Links::here();
     let mut all = Vec::with_capacity(sandboxes.len());
     for pod in sandboxes {
-        all.push(sandbox(shim, pod, &traffic).await);
+        all.push(sandbox(shim, pod, &links).await);
     }
     all
 }
 
-async fn sandbox(shim: &Shim, sandbox: &Sandbox, traffic: &Traffic) -> v1::PodSandboxStats {
+async fn sandbox(shim: &Shim, sandbox: &Sandbox, links: &Links) -> v1::PodSandboxStats {
     let running: Vec<Container> = shim
         .containers_of(&sandbox.id)
         .into_iter()
@@ -75,7 +93,7 @@ async fn sandbox(shim: &Shim, sandbox: &Sandbox, traffic: &Traffic) -> v1::PodSa
     let timestamp = now();
     let (cpu, memory) = sums(timestamp, &measured);
     let processes: Option<u64> = measured.iter().filter_map(|one| one.processes).reduce(|a, b| a + b);
-    let network = traffic.of_pod(&sandbox.id).map(|counters| {
+    let network = links.of(sandbox).map(|counters| {
         let eth0 = v1::NetworkInterfaceUsage {
             name: "eth0".to_owned(),
             rx_bytes: some(counters.received.bytes),

@@ -13,7 +13,7 @@ pub fn sandbox_status(sandbox: &Sandbox) -> v1::PodSandboxStatus {
         created_at: sandbox.created_at,
         network: Some(v1::PodSandboxNetworkStatus {
             ip: sandbox.address.clone(),
-            additional_ips: Vec::new(),
+            additional_ips: more_ips(sandbox),
         }),
         linux: Some(v1::LinuxPodSandboxStatus {
             namespaces: Some(v1::Namespace { options: namespaces(config).cloned() }),
@@ -22,6 +22,11 @@ pub fn sandbox_status(sandbox: &Sandbox) -> v1::PodSandboxStatus {
         annotations: config.annotations.clone(),
         runtime_handler: sandbox.handler.clone(),
     }
+}
+
+fn more_ips(sandbox: &Sandbox) -> Vec<v1::PodIp> {
+    let all = sandbox.cni.iter().flat_map(|cni| &cni.more_addresses);
+    all.map(|ip| v1::PodIp { ip: ip.clone() }).collect()
 }
 
 pub fn sandbox_item(sandbox: &Sandbox) -> v1::PodSandbox {

@@ -91,6 +91,22 @@ impl LocalRegistry {
         self.put_manifest(repository, "latest", &form, manifest.to_string().into_bytes()).await
     }
 
+    /// Puts a component as `REPOSITORY:latest`.
+    pub async fn put_component(&self, repository: &str, file: &Path) -> anyhow::Result<()> {
+        let component = std::fs::read(file)?;
+        let digest = Digest::of(&component).to_string();
+        let config = json!({"architecture": "wasm", "os": "wasip2", "layerDigests": [digest]}).to_string();
+        let config = config.into_bytes();
+        let form = "application/vnd.oci.image.manifest.v1+json";
+        let named = |form: &str, bytes: &[u8]| json!({"mediaType": form, "digest": Digest::of(bytes).to_string(), "size": bytes.len()});
+        let manifest = json!({"schemaVersion": 2, "mediaType": form,
+            "config": named("application/vnd.wasm.config.v0+json", &config),
+            "layers": [named("application/wasm", &component)]});
+        self.put_blob(repository, &Digest::of(&config).to_string(), config).await?;
+        self.put_blob(repository, &digest, component).await?;
+        self.put_manifest(repository, "latest", form, manifest.to_string().into_bytes()).await
+    }
+
     /// Puts a shell with some tools as `REPOSITORY:latest`.
     pub async fn put_shell(&self, repository: &str, entrypoint: &[&str]) -> anyhow::Result<()> {
         let mut archive = tar::Builder::new(Vec::new());

@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 
-use crate::{assets, eventually};
+use crate::{assets, descendants, eventually, words};
 
 /// Leaves the host's network and mounts, before this process has a second thread. What is mounted from here on is seen by
 /// the containers of its children, as a suite for CRI expects, and by nothing outside.
@@ -27,6 +27,17 @@ pub fn isolate() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Shows what runs in this mount namespace the first version of cgroups alone, where the machine has both: crun does not
+/// understand that. It writes files where it thinks that the second is, so these are nobody else's.
+pub fn hide_second_cgroups() -> anyhow::Result<()> {
+    let unified = Path::new("/sys/fs/cgroup/unified");
+    if unified.exists() {
+        mount(Some("tmpfs"), unified, Some("tmpfs"), MsFlags::empty(), None::<&str>)
+            .context("hide cgroup v2")?;
+    }
+    Ok(())
+}
+
 /// A server of CRI that ends with this, and with all that it left running.
 pub struct CriServer {
     command: Command,
@@ -37,6 +48,11 @@ pub struct CriServer {
 impl CriServer {
     /// A `wharf shim` with all its files in `dir` and its pods in `pods`, which pulls from `registry` alone.
     pub fn shim(dir: &Path, registry: &str, pods: &str) -> anyhow::Result<Self> {
+        Self::shim_with(dir, registry, &["--network", "bridge", "--pod-cidr", pods])
+    }
+
+    /// The same, with these arguments.
+    pub fn shim_with(dir: &Path, registry: &str, arguments: &[&str]) -> anyhow::Result<Self> {
         let registries = dir.join("registries.json");
         let mirrors = serde_json::json!({"mirrors": [{"url": registry}], "mirrors_only": true});
         fs::write(&registries, serde_json::json!({"hosts": {"*": mirrors}}).to_string())?;
@@ -44,8 +60,8 @@ impl CriServer {
         let mut command = Command::new(assets::wharf());
         command.arg("shim").arg("--socket").arg(&socket);
         command.arg("--root").arg(dir.join("root")).arg("--state").arg(dir.join("state"));
-        command.args(["--cgroup-parent", &format!("/{}", Self::cgroup()), "--pod-cidr", pods]);
-        command.arg("--registries").arg(registries);
+        command.args(["--cgroup-parent", &format!("/{}", Self::cgroup())]);
+        command.arg("--registries").arg(registries).args(arguments);
         Self::start(command, socket, &dir.join("shim.log"))
     }
 
@@ -86,6 +102,47 @@ impl CriServer {
     /// The cgroup of pods that name none, below every hierarchy.
     pub fn cgroup() -> String {
         format!("wharf-cri-{}", std::process::id())
+    }
+
+    /// That a shim in `dir` has no more than one without pods may have; else what.
+    pub fn nothing_is_left(dir: &Path) -> Result<(), String> {
+        let mine = ["shim", "zygote", "wasm-host"];
+        let left: Vec<_> = descendants(std::process::id() as i32)
+            .into_keys()
+            .map(|pid| (pid, words(pid)))
+            .filter(|(_, words)| !words.get(1).is_some_and(|word| mine.contains(&word.as_str())))
+            .collect();
+        let names = |dir: &Path| -> Vec<String> {
+            let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+            entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+        };
+        let mut files = Vec::new();
+        for folder in [
+            "root/containers",
+            "state/sandboxes",
+            "state/containers",
+            "state/pods",
+            "state/oci/containers",
+            "state/oci/pauses",
+        ] {
+            files.extend(names(&dir.join(folder)).into_iter().map(|name| format!("{folder}/{name}")));
+        }
+        files.extend(names(&dir.join("state/netns")).into_iter().filter(|name| name.starts_with("pod-")));
+        let groups: Vec<_> = names(Path::new("/sys/fs/cgroup"))
+            .into_iter()
+            .map(|controller| Path::new("/sys/fs/cgroup").join(controller).join(Self::cgroup()))
+            .chain([Path::new("/sys/fs/cgroup").join(Self::cgroup())])
+            .filter(|group| group.join("cgroup.procs").exists())
+            .collect();
+        let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default();
+        let mounts: Vec<_> =
+            mounts.lines().filter(|line| line.contains("/pod-") || line.contains(" - overlay ")).collect();
+        let links = names(Path::new("/sys/class/net")).into_iter().filter(|name| name.starts_with("wh-"));
+        let links: Vec<_> = links.collect();
+        if left.is_empty() && files.is_empty() && groups.is_empty() && mounts.is_empty() && links.is_empty() {
+            return Ok(());
+        }
+        Err(format!("{left:?} {files:?} {groups:?} {mounts:?} {links:?}"))
     }
 
     pub fn pid(&self) -> i32 {

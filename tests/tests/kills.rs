@@ -3,7 +3,6 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -16,7 +15,7 @@ use wharf_cri::v1::{
     self, ContainerEventType, ContainerState, image_service_client::ImageServiceClient,
     runtime_service_client::RuntimeServiceClient,
 };
-use wharf_tests::{CriServer, LocalRegistry, PATIENCE, descendants, eventually_async, isolate, words};
+use wharf_tests::{CriServer, LocalRegistry, PATIENCE, descendants, eventually_async, isolate};
 
 const IMAGE: &str = "tests.test/shell:latest";
 /// Tasks that make pods, and how many each makes.
@@ -159,47 +158,6 @@ async fn killer(
     monitors
 }
 
-/// What a runtime without pods may have.
-fn nothing_is_left(dir: &Path) -> Result<(), String> {
-    let mine = ["shim", "zygote", "wasm-host"];
-    let left: Vec<_> = descendants(std::process::id() as i32)
-        .into_keys()
-        .map(|pid| (pid, words(pid)))
-        .filter(|(_, words)| !words.get(1).is_some_and(|word| mine.contains(&word.as_str())))
-        .collect();
-    let names = |dir: &Path| -> Vec<String> {
-        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
-    };
-    let mut files = Vec::new();
-    for folder in [
-        "root/containers",
-        "state/sandboxes",
-        "state/containers",
-        "state/pods",
-        "state/oci/containers",
-        "state/oci/pauses",
-    ] {
-        files.extend(names(&dir.join(folder)).into_iter().map(|name| format!("{folder}/{name}")));
-    }
-    files.extend(names(&dir.join("state/netns")).into_iter().filter(|name| name.starts_with("pod-")));
-    let groups: Vec<_> = names(Path::new("/sys/fs/cgroup"))
-        .into_iter()
-        .map(|controller| Path::new("/sys/fs/cgroup").join(controller).join(CriServer::cgroup()))
-        .chain([Path::new("/sys/fs/cgroup").join(CriServer::cgroup())])
-        .filter(|group| group.exists())
-        .collect();
-    let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
-    let mounts: Vec<_> =
-        mounts.lines().filter(|line| line.contains("/pod-") || line.contains(" - overlay ")).collect();
-    let links = names(Path::new("/sys/class/net")).into_iter().filter(|name| name.starts_with("wh-"));
-    let links: Vec<_> = links.collect();
-    if left.is_empty() && files.is_empty() && groups.is_empty() && mounts.is_empty() && links.is_empty() {
-        return Ok(());
-    }
-    Err(format!("{left:?} {files:?} {groups:?} {mounts:?} {links:?}"))
-}
-
 #[test]
 fn ends_are_told_once_and_nothing_is_left_whatever_is_killed() {
     isolate().unwrap();
@@ -266,7 +224,7 @@ fn ends_are_told_once_and_nothing_is_left_whatever_is_killed() {
         assert!(twice.is_empty(), "told more than once: {twice:?}");
         eventually_async("everything to go", async || {
             shim.reap();
-            nothing_is_left(dir.path())
+            CriServer::nothing_is_left(dir.path())
         })
         .await;
         (shim, dir)

@@ -362,6 +362,7 @@ fn shim(options: &Options, node: &LocalNode) -> Plan {
         &format!("--socket={run}/shim.sock"),
         &format!("--root={data}/shim"),
         &format!("--state={run}/shim"),
+        "--network=bridge",
         &format!("--cgroup-parent={}", wharf_local::cgroup::pods(&options.name, &node.name)),
         &format!("--registry={}", api_url()),
         &format!("--registry-ca={pki}/ca.crt"),

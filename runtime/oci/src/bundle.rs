@@ -83,7 +83,8 @@ pub(crate) fn build(spec: &ContainerSpec, group: &str, dir: &Dir) -> Result<(Spe
         .set_readonly_paths(Some(paths(spec, &spec.readonly_paths, get_default_readonly_paths)));
 
     let mut oci = Spec::default();
-    oci.set_version("1.2.0".to_owned())
+    // What is here is of no later one, and crun of Debian 12 knows none.
+    oci.set_version("1.0.2".to_owned())
         .set_root(Some(root))
         .set_mounts(Some(mounts))
         .set_process(Some(process))

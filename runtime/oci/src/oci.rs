@@ -486,6 +486,7 @@ impl Inner {
         let plan = Plan {
             id: spec.id.clone(),
             dir: dir.0.clone(),
+            runtime: spec.runtime.clone(),
             rootfs: spec.rootfs.clone(),
             cwd: bundle::cwd(spec),
             laid,

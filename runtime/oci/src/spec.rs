@@ -9,6 +9,8 @@ use std::{collections::BTreeMap, path::PathBuf};
 pub struct ContainerSpec {
     /// Letters, digits, `_`, `.`, `+` and `-`, at most 128; unique among this runtime's containers and pauses.
     pub id: String,
+    /// The binary of another OCI runtime, with runc's command line, that makes this container; libcontainer without.
+    pub runtime: Option<PathBuf>,
     pub rootfs: Rootfs,
     /// At least one. Looked up in the container's own PATH when it has no slash.
     pub args: Vec<String>,

@@ -86,6 +86,8 @@ pub(crate) struct Plan {
     pub id: String,
     /// The container's directory: see [`crate::state`].
     pub dir: PathBuf,
+    /// The binary of another OCI runtime that is to make it.
+    pub runtime: Option<PathBuf>,
     pub rootfs: crate::spec::Rootfs,
     pub cwd: PathBuf,
     /// What is bind-mounted and must be laid out first; each gets a path in `dir`, by its place here.

@@ -7,9 +7,10 @@
 //! namespace, all over netlink and in this process. [`Network::publish`] leads ports of the node to a pod.
 //!
 //! Between nodes, [`Routes`] lead to the pods of the others; a development cluster's nodes hang on one [`Switch`].
-//! [`netns`] has the namespace primitives.
+//! [`netns`] has the namespace primitives, and [`cni`] has what runs the CNI plugins of a node that has those instead.
 
 mod address;
+pub mod cni;
 mod link;
 pub mod netns;
 mod network;
@@ -60,6 +61,12 @@ pub enum Error {
     PortTaken(String),
     #[error("could not change the host ports: {0}")]
     Nft(String),
+    #[error("there is no configuration of a CNI network in {0} yet")]
+    Unconfigured(std::path::PathBuf),
+    #[error("the CNI network of {path} cannot be used: {why}")]
+    Configuration { path: std::path::PathBuf, why: String },
+    #[error("the CNI plugin {what} failed: {why}")]
+    Plugin { what: String, why: String },
     #[error("the pod range is {present} and cannot become {asked} while the node runs")]
     RangeChanged { present: Range, asked: Range },
 }

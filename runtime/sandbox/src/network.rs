@@ -124,6 +124,18 @@ impl Network {
         });
     }
 
+    /// Makes the namespace of a pod whose network others make, with its loopback up, or takes the one that was `made`
+    /// elsewhere, a path. [`Self::detach`] removes it.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub async fn namespace(&self, id: &str, made: Option<PathBuf>) -> Result<PathBuf, Error> {
+        let path = self.netns_path(id);
+        lay(&path, made).await?;
+        Netlink::inside(&path)?.up(LOOPBACK).await?;
+        Ok(path)
+    }
+
     /// Makes the namespace of the OCI pod `id`, or takes the one that was `made` elsewhere, a path: `eth0` on the bridge with
     /// an address, a default route, and the loopback. On an error nothing is left.
     ///

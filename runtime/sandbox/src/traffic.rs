@@ -1,8 +1,10 @@
 //! What went through the pods' links.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::{fs, io};
 
+use crate::Error;
 use crate::network::veth_name;
 
 /// One direction of a link since it was made.
@@ -35,6 +37,15 @@ impl Traffic {
     /// The kernel's.
     pub fn here() -> io::Result<Self> {
         Ok(Self::parse(&fs::read_to_string("/proc/self/net/dev")?))
+    }
+
+    /// Reads those of the pod whose namespace is mounted at `netns`.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn inside(netns: &Path) -> Result<Option<Counters>, Error> {
+        let all = crate::netns::within(netns, || fs::read_to_string("/proc/thread-self/net/dev"))?;
+        Ok(Self::parse(&all).0.remove("eth0"))
     }
 
     fn parse(text: &str) -> Self {

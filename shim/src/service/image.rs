@@ -50,7 +50,7 @@ impl ImageService for Service {
         let spec = request.image.unwrap_or_default();
         let reference: Reference =
             spec.image.parse().map_err(|error| Error::Invalid(format!("image {:?}: {error}", spec.image)))?;
-        let prefer = if crate::is_wasm_handler(&spec.runtime_handler) { Prefer::Wasm } else { Prefer::Oci };
+        let prefer = if crate::handlers::is_wasm(&spec.runtime_handler) { Prefer::Wasm } else { Prefer::Oci };
         let options = PullOptions { auth: request.auth.and_then(auth), prefer };
         let image = self.shim.images.pull(&reference, options).await.map_err(Error::from)?;
         if let Kind::Wasm(module) = &image.kind {

@@ -7,21 +7,21 @@ use tonic::{Request, Response, Status, async_trait};
 use wharf_cri::v1::{self, NamespaceMode, runtime_service_server::RuntimeService};
 
 use super::Service;
-use crate::error::Error;
+use crate::error::{Error, chain};
 use crate::info::{self, Info};
 use crate::lists::{self, Streamed, pages};
 use crate::record::network_mode;
 use crate::streaming::{Call, MOST_PORTS, Target, Wants, process};
-use crate::{HANDLERS, metrics, stats, view};
+use crate::{metrics, stats, view};
 
 type Answer<T> = Result<Response<T>, Status>;
 
-fn ready(kind: &str, status: bool, why_not: &str) -> v1::RuntimeCondition {
+fn ready(kind: &str, ready: Result<(), Error>) -> v1::RuntimeCondition {
     v1::RuntimeCondition {
         r#type: kind.to_owned(),
-        status,
-        reason: if status { String::new() } else { format!("{kind}Not") },
-        message: if status { String::new() } else { why_not.to_owned() },
+        status: ready.is_ok(),
+        reason: if ready.is_ok() { String::new() } else { format!("{kind}Not") },
+        message: ready.map_or_else(|error| chain(&error), |()| String::new()),
     }
 }
 
@@ -55,21 +55,11 @@ impl RuntimeService for Service {
     }
 
     async fn status(&self, request: Request<v1::StatusRequest>) -> Answer<v1::StatusResponse> {
-        let network = self.shim.network_ready();
-        let conditions = vec![
-            ready("RuntimeReady", true, ""),
-            ready("NetworkReady", network, "the node has no pod range yet"),
-        ];
-        let handler = |name: &str| v1::RuntimeHandler {
-            name: name.to_owned(),
-            features: Some(v1::RuntimeHandlerFeatures {
-                recursive_read_only_mounts: true,
-                user_namespaces: !crate::is_wasm_handler(name),
-            }),
-        };
+        let network = self.shim.network_ready().await;
+        let conditions = vec![ready("RuntimeReady", Ok(())), ready("NetworkReady", network)];
         Ok(Response::new(v1::StatusResponse {
             status: Some(v1::RuntimeStatus { conditions }),
-            runtime_handlers: HANDLERS.into_iter().map(handler).collect(),
+            runtime_handlers: self.shim.handlers.list(),
             features: Some(v1::RuntimeFeatures {
                 supplemental_groups_policy: true,
                 user_namespaces_host_network: false,
@@ -260,7 +250,7 @@ impl RuntimeService for Service {
             .ok_or_else(|| Error::Invalid(format!("ports are 1 to 65535, at most {MOST_PORTS} of them")))?;
         let target = if network_mode(sandbox.config()) == NamespaceMode::Node {
             Target::Address(std::net::Ipv4Addr::LOCALHOST)
-        } else if sandbox.is_wasm() {
+        } else if sandbox.netns.is_empty() {
             let none = || Error::Invalid(format!("pod sandbox {} has no address any more", sandbox.id));
             Target::Address(sandbox.address.parse().map_err(|_| none())?)
         } else {

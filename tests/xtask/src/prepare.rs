@@ -63,6 +63,26 @@ const FOR_TESTS: &[Package] = &[
     },
 ];
 
+/// Other runtimes and networks, which ours works with in the tests, and is measured beside by `bench cri`.
+const PEERS: &[Package] = &[
+    Package {
+        name: "runc",
+        why: "the tests run containers by its runtime handler; containerd's run by it",
+        shown_by: &["runc", "--version"],
+    },
+    Package {
+        name: "crun",
+        why: "the tests run containers by its runtime handler; containerd's run by it",
+        shown_by: &["crun", "--version"],
+    },
+    Package {
+        name: "containernetworking-plugins",
+        why: "the tests have CNI make the networks of pods; containerd always has",
+        shown_by: &["/usr/lib/cni/bridge", "--version"],
+    },
+    Package { name: "iptables", why: "CNI plugins call it", shown_by: &["iptables", "--version"] },
+];
+
 /// What the tests in a virtual machine use beside that.
 const FOR_VM: &[Package] = &[Package {
     name: "qemu-system-x86",
@@ -70,29 +90,19 @@ const FOR_VM: &[Package] = &[Package {
     shown_by: &["qemu-system-x86_64", "--version"],
 }];
 
-/// What `bench cri` measures beside ours.
-const CONTAINERD: &[Package] = &[
-    Package { name: "containerd", why: "the peer", shown_by: &["containerd", "--version"] },
-    Package { name: "runc", why: "runs the peer's containers", shown_by: &["runc", "--version"] },
-    Package { name: "crun", why: "runs the peer's containers", shown_by: &["crun", "--version"] },
-    Package {
-        name: "containernetworking-plugins",
-        why: "makes the network of the peer's pods",
-        shown_by: &["/usr/lib/cni/bridge", "--version"],
-    },
-    Package {
-        name: "iptables",
-        why: "the peer's network plugins call it",
-        shown_by: &["iptables", "--version"],
-    },
-];
+/// What `bench cri` needs beside those.
+const CONTAINERD: &[Package] =
+    &[Package { name: "containerd", why: "the peer", shown_by: &["containerd", "--version"] }];
 
 /// For components, and for core modules.
 const TARGETS: [&str; 2] = ["wasm32-wasip2", "wasm32-wasip1"];
 
 /// For building, and where `tests` is set for the tests.
 pub fn run(places: &Places, tests: bool) -> Result<()> {
-    packages(PACKAGES.iter().chain(if tests { FOR_TESTS } else { &[] }))?;
+    packages(PACKAGES)?;
+    if tests {
+        packages(FOR_TESTS.iter().chain(PEERS))?;
+    }
     targets(places)
 }
 
@@ -107,7 +117,7 @@ pub fn for_python() -> Result<()> {
 
 /// For the comparison with containerd.
 pub fn for_containerd() -> Result<()> {
-    packages(CONTAINERD)
+    packages(CONTAINERD.iter().chain(PEERS))
 }
 
 /// For the tests in a virtual machine.

@@ -1,8 +1,9 @@
 //! The calls into libcontainer, each in a short-lived child of the monitor: the library changes its caller's
 //! directory, dumpability and more, and takes memory that a monitor would keep.
 //!
-//! Another OCI runtime binary (runc, crun) would be run from here, with the same bundle.
+//! A container whose handler names another runtime is made by its [`Binary`] instead, with the same bundle.
 
+use super::binary::{self, Binary};
 use crate::{
     overlay,
     state::{self, Dir},
@@ -46,6 +47,10 @@ pub(super) fn create(plan: &Plan, stdio: Option<Stdio>) -> Result<i32, String> {
     overlay::prepare(plan, &dir).map_err(|cause| format!("root file system: {cause}"))?;
     let _ = overlay::make_cwd(plan, &dir); // if it is missed, the library says so
 
+    if let Some(binary) = binary(plan, &dir) {
+        let console = binary::console(&dir, &stdio);
+        return binary.create(stdio, console.as_deref());
+    }
     let mut builder = ContainerBuilder::new(plan.id.clone(), SyscallType::default());
     builder = match stdio {
         Some(stdio) => builder.with_stdin(stdio.stdin).with_stdout(stdio.stdout).with_stderr(stdio.stderr),
@@ -61,6 +66,10 @@ pub(super) fn create(plan: &Plan, stdio: Option<Stdio>) -> Result<i32, String> {
         leave_stage(&dir).map_err(|cause| format!("the container's spec: {cause}"))?;
     }
     built.pid().map(|pid| pid.as_raw()).ok_or_else(|| "no process was made".to_owned())
+}
+
+pub(super) fn binary<'a>(plan: &'a Plan, dir: &'a Dir) -> Option<Binary<'a>> {
+    plan.runtime.as_deref().map(|program| Binary { program, dir, id: &plan.id })
 }
 
 /// The library looks for the root again at an exec, which is where no stage is.
@@ -80,6 +89,9 @@ pub(super) fn console(dir: &Dir) -> PathBuf {
 /// Lets the created container run its command.
 pub(super) fn start(plan: &Plan) -> Result<(), String> {
     let dir = Dir(plan.dir.clone());
+    if let Some(binary) = binary(plan, &dir) {
+        return binary.start();
+    }
     let mut container = Container::load(dir.library().join(&plan.id)).map_err(|cause| chain(&cause))?;
     container.start().map_err(|cause| chain(&cause))
 }

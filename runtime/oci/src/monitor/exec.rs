@@ -156,6 +156,17 @@ fn start(
         }
         process.set_env(Some(env));
     }
+    let file = dir.0.join("exec.json");
+    let describe = |process: &Process| {
+        fs::write(&file, serde_json::to_vec(process).map_err(|cause| cause.to_string())?)
+            .map_err(|cause| format!("write {}: {cause}", file.display()))
+    };
+    if let Some(binary) = create::binary(plan, &dir) {
+        describe(&process)?;
+        let made = binary.exec(&file, stdio, console);
+        let _ = fs::remove_file(&file);
+        return made;
+    }
     let mut finish = Finish::seccomp(&spec, &process);
     if plan.user.is_some() {
         // While the first process is not reaped, its number is its own.
@@ -164,9 +175,7 @@ fn start(
         finish.enter(namespace, (plan.uid, plan.gid), &mut process);
     }
     finish.lend(&mut process);
-    let file = dir.0.join("exec.json");
-    fs::write(&file, serde_json::to_vec(&process).map_err(|cause| cause.to_string())?)
-        .map_err(|cause| format!("write {}: {cause}", file.display()))?;
+    describe(&process)?;
 
     let mut builder = ContainerBuilder::new(plan.id.clone(), SyscallType::default()).with_executor(finish);
     builder = match stdio {

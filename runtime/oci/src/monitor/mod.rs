@@ -5,6 +5,7 @@
 //! connections that close with it are the news.
 
 mod attach;
+mod binary;
 mod create;
 mod exec;
 mod log;
@@ -343,6 +344,10 @@ impl Monitor {
         };
         let undo = |why: String| {
             let _ = cgroup::kill(&plan.cgroup, &[]);
+            // A pod's process namespace is not over before they are reaped.
+            while matches!(waitpid(None, Some(WaitPidFlag::WNOHANG)), Ok(ended) if ended != WaitStatus::StillAlive)
+            {
+            }
             why
         };
         let pid = created.map_err(undo)?;
@@ -350,10 +355,6 @@ impl Monitor {
             sys::set_oom_score(pid, score);
         }
         if let Some(console) = console {
-            let undo = |why: String| {
-                let _ = cgroup::kill(&plan.cgroup, &[]);
-                why
-            };
             let socket = console.accept().map_err(|cause| undo(cause.to_string()))?.into_stream();
             let terminal = terminal::receive(&socket).map_err(words("terminal")).map_err(undo)?;
             outputs.push(Output { file: File::from(terminal), lines: Lines::new("stdout") });

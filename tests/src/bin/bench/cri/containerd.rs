@@ -5,9 +5,9 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::Context as _;
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::mount::{MsFlags, mount};
 use serde_json::json;
-use wharf_tests::CriServer;
+use wharf_tests::{CriServer, hide_second_cgroups};
 
 use super::images::PAUSE;
 
@@ -15,11 +15,7 @@ use super::images::PAUSE;
 /// has both versions of cgroups, so it is shown the first alone.
 pub fn make_room() -> anyhow::Result<()> {
     mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), None::<&str>).context("cover /run")?;
-    let unified = Path::new("/sys/fs/cgroup/unified");
-    if unified.exists() {
-        umount2(unified, MntFlags::MNT_DETACH).context("hide cgroup v2")?;
-    }
-    Ok(())
+    hide_second_cgroups()
 }
 
 pub fn start(dir: &Path, registry: &str) -> anyhow::Result<CriServer> {
