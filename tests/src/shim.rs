@@ -135,8 +135,10 @@ impl CriServer {
             .filter(|group| group.join("cgroup.procs").exists())
             .collect();
         let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default();
-        let mounts: Vec<_> =
-            mounts.lines().filter(|line| line.contains("/pod-") || line.contains(" - overlay ")).collect();
+        let below = format!("{}/", dir.display());
+        let is_pods =
+            |line: &&str| line.contains(&below) && (line.contains("/pod-") || line.contains(" - overlay "));
+        let mounts: Vec<_> = mounts.lines().filter(is_pods).collect();
         let links = names(Path::new("/sys/class/net")).into_iter().filter(|name| name.starts_with("wh-"));
         let links: Vec<_> = links.collect();
         if left.is_empty() && files.is_empty() && groups.is_empty() && mounts.is_empty() && links.is_empty() {

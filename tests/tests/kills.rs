@@ -137,6 +137,7 @@ async fn killer(
     shim: &mut CriServer,
     random: &mut StdRng,
     stop: &mut tokio::sync::oneshot::Receiver<()>,
+    quiet: Duration,
 ) -> usize {
     let mut monitors = 0;
     while stop.try_recv().is_err() {
@@ -153,7 +154,7 @@ async fn killer(
             }
         }
         shim.reap();
-        tokio::time::sleep(Duration::from_millis(random.random_range(20..200))).await;
+        tokio::time::sleep(quiet.mul_f64(random.random_range(0.3..3.0))).await;
     }
     monitors
 }
@@ -174,6 +175,11 @@ fn ends_are_told_once_and_nothing_is_left_whatever_is_killed() {
         let image = Some(v1::ImageSpec { image: IMAGE.to_owned(), ..Default::default() });
         let request = v1::PullImageRequest { image, ..Default::default() };
         ImageServiceClient::new(channel).pull_image(request).await.unwrap();
+
+        // How long a pod lives when nobody kills.
+        let began = Instant::now();
+        cycle(&client, &mut StdRng::seed_from_u64(seed)).await.unwrap();
+        let quiet = began.elapsed();
 
         let (ended, mut ends) = mpsc::unbounded_channel();
         let listener = tokio::spawn(listen(client.clone(), ended));
@@ -196,7 +202,8 @@ fn ends_are_told_once_and_nothing_is_left_whatever_is_killed() {
             let _ = stop.send(());
             all.into_iter().flat_map(Result::unwrap).collect::<Vec<_>>()
         };
-        let (outcomes, monitors) = tokio::join!(outcomes, killer(&mut shim, &mut random, &mut stopped));
+        let (outcomes, monitors) =
+            tokio::join!(outcomes, killer(&mut shim, &mut random, &mut stopped, quiet));
 
         let lost = outcomes.iter().filter(|one| one.code != one.wanted).count();
         for Outcome { id, wanted, code } in &outcomes {

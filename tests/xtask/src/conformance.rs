@@ -1,20 +1,26 @@
 //! `cargo xtask conformance NAME`: other people's programs, built from pinned sources, against ours.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use crate::build::{self, Places};
 use crate::phase::Phases;
-use crate::{Result, go, prepare};
+use crate::{Result, go, prepare, vm};
 
 /// What is tried, the variable that names its program, and how that is built.
 type Suite = (&'static str, &'static str, fn(&Places) -> Result<PathBuf>);
 
-const SUITES: [Suite; 2] = [("kubectl", "WHARF_KUBECTL", kubectl), ("cri", "WHARF_CRITEST", critest)];
+const SUITES: [Suite; 3] = [
+    ("kubectl", "WHARF_KUBECTL", kubectl),
+    ("cri", "WHARF_CRITEST", critest),
+    ("crictl", "WHARF_CRICTL", crictl),
+];
 /// A kubectl whose version nobody set takes itself for v0.0.0; it is that of tests/compat/kubectl/go.mod.
 const KUBECTL_VERSION: &str = "v1.36.6";
 
 pub fn run(arguments: &[String]) -> Result<ExitCode> {
+    let mut arguments = arguments.to_vec();
+    let in_vm = crate::flag(&mut arguments, "--vm");
     let names = SUITES.map(|(name, ..)| name).join(", ");
     let Some((name, rest)) = arguments.split_first() else {
         return Err(format!("name one of: {names}").into());
@@ -27,11 +33,41 @@ pub fn run(arguments: &[String]) -> Result<ExitCode> {
     let program = phases.run(&format!("build the programs of {name}"), || build(&places))?;
     phases.run("prepare", || prepare::run(&places, true))?;
     build::all(&mut phases, &places)?;
-    let mut suite = Command::new(places.target.join("debug/conformance"));
-    suite.arg(name).args(rest).env(variable, program);
-    places.tell(&mut suite);
-    let status = phases.run("try", || Ok(suite.status()?))?;
-    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let conformance = places.target.join("debug/conformance");
+    let good = phases.run("try", || {
+        if in_vm {
+            return on_cgroup_v2(&places, &conformance, name, rest, variable, &program);
+        }
+        let mut suite = Command::new(conformance);
+        suite.arg(name).args(rest).env(variable, program);
+        places.tell(&mut suite);
+        Ok(suite.status()?.success())
+    })?;
+    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Whether it ended well there.
+fn on_cgroup_v2(
+    places: &Places,
+    conformance: &Path,
+    name: &str,
+    arguments: &[String],
+    variable: &str,
+    program: &Path,
+) -> Result<bool> {
+    const WELL: &str = "the suite ended well";
+    let arguments: String = arguments.iter().map(|word| format!(" '{word}'")).collect();
+    let (conformance, program) = (conformance.display(), program.display());
+    let script = format!("{variable}='{program}' '{conformance}' {name}{arguments} 2>&1 && echo {WELL}\n");
+    let mut good = false;
+    let skipped = vm::run(places, &script, |line| {
+        good |= line == WELL;
+        println!("{line}");
+    })?;
+    match skipped {
+        Some(why) => Err(format!("no virtual machine: {why}").into()),
+        None => Ok(good),
+    }
 }
 
 fn kubectl(places: &Places) -> Result<PathBuf> {
@@ -41,4 +77,8 @@ fn kubectl(places: &Places) -> Result<PathBuf> {
 
 fn critest(places: &Places) -> Result<PathBuf> {
     go::build_tests(places, "critest", "sigs.k8s.io/cri-tools/cmd/critest")
+}
+
+fn crictl(places: &Places) -> Result<PathBuf> {
+    go::build_package(places, "critest", "crictl", "sigs.k8s.io/cri-tools/cmd/crictl")
 }

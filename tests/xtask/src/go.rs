@@ -28,6 +28,11 @@ pub fn build_tests(places: &Places, name: &str, package: &str) -> Result<PathBuf
     make(places, name, name, &["test", "-c", package])
 }
 
+/// Builds a program that the module `tests/compat/NAME` pins.
+pub fn build_package(places: &Places, name: &str, program: &str, package: &str) -> Result<PathBuf> {
+    make(places, name, program, &["build", "-buildvcs=false", package])
+}
+
 fn make(places: &Places, name: &str, program: &str, arguments: &[&str]) -> Result<PathBuf> {
     command::output(Command::new("go").arg("version")).map_err(|error| {
         format!("{error}; Go is needed, of the version that tests/compat/{name}/go.mod names")

@@ -28,8 +28,11 @@ Usage: cargo xtask COMMAND
   demo [--down]                      build all, start a cluster, run a wasm component and an OCI container on it
   test [--vm] [FILTER]               check the style, run the tests; with FILTER only the tests whose names have it;
                                      with --vm then the runtime's on cgroup v2, in a virtual machine
-  bench NAME [--check] [--json FILE] measure; NAME is first-apply. --check fails where a target is missed
+  bench NAME [--check] [--json FILE] measure; NAME is first-apply or cri. --check fails where a target is missed
   conformance kubectl [AREA]...      take a stock kubectl, built with Go, on a tour of a cluster
+  conformance cri [--vm] [FOCUS]     run Kubernetes' suite for container runtimes, built with Go, against wharf shim;
+                                     --images FOLDER has its images; with --vm on cgroup v2
+  conformance crictl                 take a crictl, built with Go, on a tour of a wharf shim
   build                              build what the others use
   help                               print this
 

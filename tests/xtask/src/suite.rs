@@ -67,7 +67,7 @@ fn deny_warnings(clippy: &mut Command) -> &mut Command {
 }
 
 fn on_cgroup_v2(places: &Places, tally: &mut Tally) -> Result<()> {
-    let skipped = vm::run(places, |line| {
+    let skipped = vm::tests(places, |line| {
         if command::shows_all() {
             println!("{line}");
         }

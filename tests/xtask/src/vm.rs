@@ -14,16 +14,67 @@ use crate::build::Places;
 use crate::{Result, command, prepare};
 
 /// Test programs that are about cgroups, mounts and namespaces: file of the source below a crate's folder.
-const PROGRAMS: [&str; 3] = ["tests/containers.rs", "tests/deaths.rs", "tests/network.rs"];
+const PROGRAMS: [&str; 8] = [
+    "tests/containers.rs",
+    "tests/deaths.rs",
+    "tests/execs.rs",
+    "tests/users.rs",
+    "tests/network.rs",
+    "tests/kills.rs",
+    "tests/handlers.rs",
+    "tests/cni.rs",
+];
 /// Of the kernel package; what they depend on comes with them.
-const MODULES: [&str; 6] = ["virtio_pci", "virtiofs", "overlay", "bridge", "veth", "dummy"];
+const MODULES: [&str; 22] = [
+    "virtio_pci",
+    "virtiofs",
+    "virtio_blk",
+    "ext4",
+    "overlay",
+    "bridge",
+    "veth",
+    "dummy",
+    // nft, and iptables over it.
+    "nf_tables",
+    "nft_chain_nat",
+    "nft_nat",
+    "nft_masq",
+    "nft_ct",
+    "nft_fib_ipv4",
+    "nft_fib_inet",
+    "nft_compat",
+    "xt_comment",
+    "xt_addrtype",
+    "xt_mark",
+    "xt_MASQUERADE",
+    "xt_nat",
+    "xt_multiport",
+];
 const VIRTIOFSD: &str = "/usr/lib/qemu/virtiofsd";
 const MEMORY: &str = "3G";
+/// The size of its own disk, of which the host's file system gives what is used.
+const DISK: u64 = 8 << 30;
 /// Seconds until QEMU is ended: some ten times what the tests take.
-const DEADLINE: &str = "900";
+const DEADLINE: u64 = 1800;
 
 /// Runs the tests in the machine and hands on each line that they say. `Some` is why there is none.
-pub fn run(places: &Places, heard: impl FnMut(&str)) -> Result<Option<String>> {
+pub fn tests(places: &Places, mut heard: impl FnMut(&str)) -> Result<Option<String>> {
+    let programs = programs(places)?;
+    let mut results = 0;
+    let skipped = run(places, &script_for(&programs), |line| {
+        results += usize::from(line.starts_with("test result: "));
+        heard(line);
+    })?;
+    // It ends in the same way when it could not begin, or panicked.
+    match skipped.is_some() || results == programs.len() {
+        true => Ok(skipped),
+        false => Err(format!("{results} of {} test programs told a result", programs.len()).into()),
+    }
+}
+
+/// Runs a script in the machine, which knows what [`Places::tell`] tells, and hands on each line that it says. `Some` is why
+/// there is no machine.
+pub fn run(places: &Places, script: &str, heard: impl FnMut(&str)) -> Result<Option<String>> {
     if std::env::consts::ARCH != "x86_64" {
         return Ok(Some(format!("no kernel is chosen for {}", std::env::consts::ARCH)));
     }
@@ -39,10 +90,16 @@ pub fn run(places: &Places, heard: impl FnMut(&str)) -> Result<Option<String>> {
         Ok(kernel) => kernel,
         Err(error) => return Ok(Some(format!("no kernel: {error}"))),
     };
-    let script = dir.join("tests.sh");
-    fs::write(&script, script_for(&programs(places)?))?;
-    let initrd = kernel.initrd(&dir, &[&places.root, &places.target], &script)?;
-    boot(&kernel, &initrd, heard)?;
+    let file = dir.join("script.sh");
+    let mut told = Command::new("true");
+    places.tell(&mut told);
+    let told = told.get_envs().map(|(name, value)| {
+        format!("export {}='{}'\n", name.to_string_lossy(), value.unwrap_or_default().to_string_lossy())
+    });
+    let paths = "export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root\n";
+    fs::write(&file, format!("{paths}{}{script}", told.collect::<String>()))?;
+    let initrd = kernel.initrd(&dir, &[&places.root, &places.target], &file)?;
+    boot(&kernel, &initrd, &disk(&dir)?, heard)?;
     Ok(None)
 }
 
@@ -65,10 +122,11 @@ fn programs(places: &Places) -> Result<Vec<Program>> {
         if !PROGRAMS.contains(&source) {
             continue;
         }
-        // Names of sources are relative to their crate; those of the runtime are one of a kind.
+        // Names of sources are relative to their crate; these are one of a kind.
         let crates = fs::read_dir(places.root.join("runtime"))?.flatten().map(|entry| entry.path());
-        let folder = crates.into_iter().find(|folder| folder.join(source).exists());
-        let folder = folder.ok_or_else(|| format!("no crate of runtime/ has {source}"))?;
+        let mut crates = crates.chain([places.root.join("tests")]);
+        let folder = crates.find(|folder| folder.join(source).exists());
+        let folder = folder.ok_or_else(|| format!("no crate of runtime/ or tests/ has {source}"))?;
         let path = if Path::new(path).is_absolute() { path.into() } else { places.root.join(path) };
         found.push(Program { source: source.to_owned(), path, folder });
     }
@@ -80,7 +138,7 @@ fn programs(places: &Places) -> Result<Vec<Program>> {
 
 /// Says before each program what cargo would, so that its results are counted as the others are.
 fn script_for(programs: &[Program]) -> String {
-    let mut script = "export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root\n".to_owned();
+    let mut script = String::new();
     for Program { source, path, folder } in programs {
         let (path, folder) = (path.display(), folder.display());
         script.push_str(&format!(
@@ -182,33 +240,44 @@ impl Kernel {
     }
 }
 
+/// An empty disk: unlike memory, its file system can be mapped to other users before Linux 6.3.
+fn disk(dir: &Path) -> Result<PathBuf> {
+    let disk = dir.join("disk");
+    let _ = fs::remove_file(&disk);
+    fs::File::create(&disk)?.set_len(DISK)?;
+    command::quiet(Command::new("/sbin/mkfs.ext4").args(["-q", "-O", "^has_journal"]).arg(&disk))?;
+    Ok(disk)
+}
+
 /// Runs the machine to its end.
-fn boot(kernel: &Kernel, initrd: &Path, mut heard: impl FnMut(&str)) -> Result<()> {
+fn boot(kernel: &Kernel, initrd: &Path, disk: &Path, mut heard: impl FnMut(&str)) -> Result<()> {
     let socket = std::env::temp_dir().join(format!("wharf-vm-{}.sock", std::process::id()));
     let _files = Files::serve(&socket)?;
     let mut qemu = Command::new("timeout");
-    qemu.args([DEADLINE, "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2"]);
+    qemu.args([
+        &DEADLINE.to_string(),
+        "qemu-system-x86_64",
+        "-accel",
+        "tcg,thread=multi",
+        "-cpu",
+        "max",
+        "-smp",
+        "2",
+    ]);
     qemu.args(["-m", MEMORY, "-object", &format!("memory-backend-memfd,id=memory,size={MEMORY},share=on")]);
     qemu.args(["-numa", "node,memdev=memory"]);
     qemu.arg("-chardev").arg(format!("socket,id=files,path={}", socket.display()));
     qemu.args(["-device", "vhost-user-fs-pci,chardev=files,tag=host"]);
+    qemu.arg("-drive").arg(format!("file={},format=raw,if=virtio,cache=unsafe", disk.display()));
     qemu.arg("-kernel").arg(kernel.image()).arg("-initrd").arg(initrd);
     // Without its own messages, which would come between those of the tests.
     qemu.args(["-append", "console=ttyS0 panic=-1 loglevel=0"]);
     qemu.args(["-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot"]);
-    let mut results = 0;
-    let said = command::follow(&mut qemu, |line| {
-        let line = line.trim_end_matches('\r');
-        results += usize::from(line.starts_with("test result: "));
-        heard(line);
-    })?;
-    if !said.success {
-        return Err(format!("the virtual machine did not end well within {DEADLINE} s").into());
-    }
-    // It ends in the same way when it could not begin, or panicked.
-    match results == PROGRAMS.len() {
+    let said = command::follow(&mut qemu, |line| heard(line.trim_end_matches('\r')))?;
+    let _ = fs::remove_file(disk);
+    match said.success {
         true => Ok(()),
-        false => Err(format!("{results} of {} test programs told a result", PROGRAMS.len()).into()),
+        false => Err(format!("the virtual machine did not end well within {DEADLINE} s").into()),
     }
 }
 

@@ -1,5 +1,7 @@
 //! Layers: from an archive to a directory that overlayfs can take as one of its lower ones.
 
+#[cfg(test)]
+mod fuzz;
 mod lookup;
 mod meta;
 mod read;

@@ -3,10 +3,12 @@
 //! `conformance kubectl [AREA]...` takes a stock kubectl on a tour: [`areas`] says what is run and what has to come of
 //! it, [`tour`] runs it and tells a line a command, [`skips`] knows what may be left out, and why.
 //!
-//! `conformance cri [--images FOLDER] [FOCUS]` runs [`cri`], Kubernetes' suite for container runtimes, against `wharf shim`.
+//! `conformance cri [--images FOLDER] [FOCUS]` runs [`cri`], Kubernetes' suite for container runtimes, against `wharf shim`;
+//! `conformance crictl` takes a crictl on a tour of one, as `conformance kubectl` does.
 
 mod areas;
 mod cri;
+mod guide;
 mod pattern;
 mod row;
 mod skips;
@@ -46,7 +48,8 @@ fn run() -> anyhow::Result<ExitCode> {
             }
             cri::run(&program("cri", "WHARF_CRITEST")?, &images, arguments.first().map(String::as_str))
         }
-        other => bail!("name what is to be tried, kubectl or cri; not {other:?}"),
+        Some("crictl") => cri::crictl::take(&program("crictl", "WHARF_CRICTL")?),
+        other => bail!("name what is to be tried, kubectl, cri or crictl; not {other:?}"),
     }
 }
 

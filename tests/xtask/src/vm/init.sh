@@ -1,6 +1,6 @@
 #!/bin/busybox sh
 # The first process of the virtual machine. Its root is the host's, read through virtiofs, with an overlay in memory for
-# what is written; /tmp and /run are its own. Then it runs $script, and ends the machine.
+# what is written; /run is its own, and so is /tmp, on a disk. Then it runs $script, and ends the machine.
 /bin/busybox --install -s /bin
 mount -t proc proc /proc
 mount -t sysfs sys /sys
@@ -18,7 +18,7 @@ over() {
 }
 over "" root
 mount -t tmpfs run /new/run
-mount -t tmpfs -o mode=1777 tmp /new/tmp
+mount -t ext4 /dev/vda /new/tmp && chmod 1777 /new/tmp
 # What the script needs may be below /tmp, which is another one now.
 number=0
 for dir in $needs; do
@@ -36,5 +36,5 @@ for controller in $(cat /new/sys/fs/cgroup/cgroup.controllers); do
     echo "+$controller" >/new/sys/fs/cgroup/cgroup.subtree_control
 done
 ip link set lo up
-chroot /new /bin/sh -c "$script"
-poweroff -f
+# Not chroot: who has another root than its mount namespace makes no user namespace and enters no container.
+exec switch_root /new /bin/sh -c "$script; busybox poweroff -f"

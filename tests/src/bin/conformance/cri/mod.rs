@@ -1,5 +1,6 @@
 //! Kubernetes' own suite for CRI against `wharf shim`, in a network and a mount namespace of their own.
 
+pub mod crictl;
 mod registry;
 mod report;
 
