@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::time::Duration;
 
 use crate::link::{MAIN_TABLE, Netlink};
 use crate::{AddressPool, Error, Range, netns};
@@ -18,6 +19,9 @@ const WASM_NODE_END: Ipv4Addr = Ipv4Addr::new(169, 254, 7, 1);
 const WASM_HOST_END: Ipv4Addr = Ipv4Addr::new(169, 254, 7, 2);
 /// The routing table by which the wasm host's namespace sends pod traffic out (D5).
 const WASM_TABLE: u32 = 100;
+
+/// How long the kernel may take to remove a namespace.
+const LINGER: Duration = Duration::from_secs(2);
 
 /// What an OCI pod was given.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -180,17 +184,23 @@ impl Network {
         pod.default_route(eth0, range.nth(1), MAIN_TABLE).await
     }
 
-    /// Unmakes the namespace of the OCI pod `id` and gives its address back. A repeat changes nothing.
+    /// Unmakes the namespace of the OCI pod `id` and gives its address back; its link goes some milliseconds later. A repeat
+    /// changes nothing.
     ///
     /// # Errors
     /// What the kernel says; a repeat goes on from there.
     pub async fn detach(&self, id: &str, address: Option<Ipv4Addr>) -> Result<(), Error> {
-        // The kernel removes a namespace later and asynchronously; the link goes now, so its name is free.
-        self.node.delete(&veth_name(id)).await?;
         netns::remove(&self.netns_path(id))?;
         if let Some(address) = address {
             self.release(address);
         }
+        // The kernel removes the link with the namespace, a moment later and for many pods at once; asked for it, it takes some
+        // 15 ms for each. Here is for the namespace that somebody keeps, such as a shell of the administrator's.
+        let (node, name) = (self.node.clone(), veth_name(id));
+        tokio::spawn(async move {
+            tokio::time::sleep(LINGER).await;
+            let _ = node.delete(&name).await; // else it goes with whoever keeps it
+        });
         Ok(())
     }
 

@@ -6,7 +6,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd as _;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, unshare};
 use wharf_sandbox::{Error, Network, PortMapping, Protocol, Range, Routes, Switch, netns};
@@ -104,6 +104,26 @@ fn every_pod_reaches_every_other_by_its_own_address() {
             network.detach(pod.0, Some(pod.1.address)).await.unwrap();
             network.detach(pod.0, Some(pod.1.address)).await.unwrap(); // a repeat changes nothing
         }
+    });
+}
+
+#[test]
+fn a_pod_that_is_gone_has_no_link_though_somebody_keeps_its_namespace() {
+    on_node(|network, _| async move {
+        network.configure(range()).await.unwrap();
+        let (kept, gone) =
+            (network.attach("kept", None).await.unwrap(), network.attach("gone", None).await.unwrap());
+        let namespace = std::fs::File::open(&kept.netns).unwrap();
+        for (id, pod) in [("kept", kept), ("gone", gone)] {
+            network.detach(id, Some(pod.address)).await.unwrap();
+        }
+        let until = Instant::now() + Duration::from_secs(30);
+        let links = || std::fs::read_to_string("/proc/thread-self/net/dev").unwrap();
+        while links().contains("wh-") {
+            assert!(Instant::now() < until, "a link is left: {}", links());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        drop(namespace);
     });
 }
 
