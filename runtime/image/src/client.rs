@@ -10,6 +10,7 @@ use http::{Method, StatusCode};
 use serde::Deserialize;
 
 use crate::digest::Digest;
+use crate::docker;
 use crate::error::{Error, chain};
 use crate::manifest;
 use crate::reference::Reference;
@@ -67,6 +68,7 @@ impl Clients {
         candidate: &Candidate,
         reference: &Reference,
         auth: Option<&Auth>,
+        docker: Option<&Path>,
     ) -> Result<Session, Error> {
         let endpoint = &candidate.endpoint;
         let own = match (&endpoint.username, &endpoint.password) {
@@ -75,13 +77,17 @@ impl Clients {
             }
             _ => None,
         };
+        let auth = match (auth.cloned().filter(|_| !candidate.mirror).or(own), docker) {
+            (None, Some(file)) if !candidate.mirror => docker::credentials(file, reference.host())?,
+            (auth, _) => auth,
+        };
         Ok(Session {
             http: self.client(endpoint)?,
             base: endpoint.url.trim_end_matches('/').to_owned(),
             repository: reference.repository().to_owned(),
             // Mirrors that serve several registries tell them apart by it, as containerd's convention has it.
             namespace: candidate.mirror.then(|| reference.host().to_owned()),
-            auth: if candidate.mirror { own } else { auth.cloned().or(own) },
+            auth,
             granted: Mutex::default(),
         })
     }

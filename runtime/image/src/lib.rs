@@ -40,6 +40,7 @@
 
 mod client;
 mod digest;
+mod docker;
 mod error;
 mod image;
 mod images;

@@ -37,7 +37,8 @@ pub(crate) async fn pull(
     let started = std::time::Instant::now();
     let mut causes = Vec::new();
     for candidate in inner.registries.candidates(reference.host()) {
-        let result = match inner.clients.session(&candidate, &reference, options.auth.as_ref()) {
+        let docker = inner.registries.docker_config.as_deref();
+        let result = match inner.clients.session(&candidate, &reference, options.auth.as_ref(), docker) {
             Ok(session) => {
                 Pull { inner: &inner, session: &session, counters: &counters }.run(&reference, &options).await
             }

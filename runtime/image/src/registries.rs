@@ -24,6 +24,9 @@ use crate::error::Error;
 pub struct RegistriesConfig {
     /// By host, with the port if the reference has one.
     pub hosts: BTreeMap<String, HostConfig>,
+    /// A file as `docker login` writes it (`/root/.docker/config.json`): for registries, not mirrors, where neither a pull
+    /// nor their entry here has credentials.
+    pub docker_config: Option<PathBuf>,
 }
 
 /// How to reach one registry.

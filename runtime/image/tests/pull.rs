@@ -330,7 +330,7 @@ async fn mirrors_are_asked_in_order_and_names_stay() {
     };
     let hosts = ["registry.k8s.io", "k8s.gcr.io"].map(|host| (host.to_owned(), config.clone())).into();
     let root = tempfile::tempdir().unwrap();
-    let images = open_with(root.path(), RegistriesConfig { hosts }).await;
+    let images = open_with(root.path(), RegistriesConfig { hosts, ..RegistriesConfig::default() }).await;
     for host in ["registry.k8s.io", "k8s.gcr.io"] {
         images.pull(&format!("{host}/pause:3.9").parse().unwrap(), PullOptions::default()).await.unwrap();
     }
@@ -476,6 +476,13 @@ async fn basic_and_token_authentication_let_the_right_ones_in() {
             assert_eq!(error.remedy(), Remedy::Credentials);
         }
         images.pull(&reference, with("p")).await.unwrap();
+
+        let logins = root.path().join("config.json");
+        let auths = format!(r#"{{"auths": {{"{}": {{"auth": "dTpw"}}}}}}"#, server.addr);
+        std::fs::write(&logins, auths).unwrap();
+        let registries = RegistriesConfig { docker_config: Some(logins), ..RegistriesConfig::default() };
+        let images = open_with(&root.path().join("other"), registries).await;
+        images.pull(&reference, PullOptions::default()).await.unwrap();
     }
 }
 

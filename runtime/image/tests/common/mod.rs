@@ -357,7 +357,7 @@ pub async fn open_with(root: &Path, registries: RegistriesConfig) -> Images {
 
 pub fn mirrored(host: &str, endpoint: Endpoint) -> RegistriesConfig {
     let config = HostConfig { mirrors: vec![endpoint], mirrors_only: true, ..HostConfig::default() };
-    RegistriesConfig { hosts: [(host.to_owned(), config)].into() }
+    RegistriesConfig { hosts: [(host.to_owned(), config)].into(), ..RegistriesConfig::default() }
 }
 
 pub fn reply(status: u16, body: impl Into<Bytes>) -> Response<Body> {
