@@ -79,6 +79,39 @@ fn a_component_reads_a_single_file_of_a_volume() {
 }
 
 #[test]
+fn root_of_a_pod_with_users_of_its_own_is_nobody_on_the_node() {
+    let space = Space::new("users");
+    let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "words"}, "data": {"text": "a word\n"}});
+    let script =
+        "cat /words/text; id -u; echo mine > /data/file && stat -c %u /data/file; cat /proc/self/uid_map";
+    let pods = ["one", "other"].map(|name| {
+        let mut object = pod(name, "busybox:1", &[]);
+        let spec = &mut object["spec"];
+        spec["hostUsers"] = json!(false);
+        spec["restartPolicy"] = json!("Never");
+        spec["volumes"] =
+            json!([{"name": "words", "configMap": {"name": "words"}}, {"name": "data", "emptyDir": {}}]);
+        let main = &mut spec["containers"][0];
+        main["command"] = json!(["/bin/sh", "-c", script]);
+        main["volumeMounts"] =
+            json!([{"name": "words", "mountPath": "/words"}, {"name": "data", "mountPath": "/data"}]);
+        object
+    });
+    space.apply(&[vec![map], pods.to_vec()].concat(), false);
+    let firsts = ["one", "other"].map(|name| {
+        eventually("it has ended", || {
+            let pod = space.get(&[&format!("pod/{name}")]);
+            if pod["status"]["phase"] == "Succeeded" { Ok(()) } else { Err(pod["status"].to_string()) }
+        });
+        let log = space.wctl(&["logs", name]).ok();
+        let words: Vec<&str> = log.split_whitespace().collect();
+        let ["a", "word", "0", "0", "0", first, "65536"] = words[..] else { panic!("{log}") };
+        first.parse::<u32>().expect("a number")
+    });
+    assert!(firsts[0] != firsts[1] && firsts.iter().all(|first| *first >= 1 << 16), "{firsts:?}");
+}
+
+#[test]
 fn a_port_of_the_node_leads_to_a_pod_of_either_sort_until_it_is_gone() {
     let space = Space::new("ports");
     let node = space.cluster.node();

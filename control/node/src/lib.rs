@@ -37,6 +37,7 @@ mod server;
 mod settle;
 mod stats;
 mod tokens;
+mod users;
 mod volumes;
 
 use std::collections::BTreeMap;

@@ -65,6 +65,7 @@ pub fn sandbox(
     logs: &Path,
     node: &str,
     resolver: &v1::DnsConfig,
+    users: Option<&v1::UserNamespace>,
 ) -> v1::PodSandboxConfig {
     let spec = spec_of(pod);
     let meta = &pod.metadata;
@@ -105,7 +106,7 @@ pub fn sandbox(
         .any(|c| c.security_context.as_ref().is_some_and(|context| context.privileged == Some(true)));
     let sysctls = context.and_then(|context| context.sysctls.as_ref()).into_iter().flatten();
     let security = v1::LinuxSandboxSecurityContext {
-        namespace_options: Some(namespaces(spec)),
+        namespace_options: Some(namespaces(spec, users)),
         run_as_user: context.and_then(|context| context.run_as_user).map(int),
         run_as_group: context
             .and_then(|context| context.run_as_group)
@@ -162,6 +163,8 @@ pub struct Parts<'a> {
     pub env: &'a [(String, String)],
     pub volumes: &'a Ready,
     pub files: &'a OwnFiles,
+    /// The pod's user namespace, if it has one of its own.
+    pub users: Option<&'a v1::UserNamespace>,
     /// The id of the container whose process namespace it joins.
     pub target: Option<&'a str>,
 }
@@ -171,13 +174,13 @@ pub struct Parts<'a> {
 /// # Errors
 /// A mount that does not resolve, or a user that may not be root and is.
 pub fn container(parts: &Parts<'_>) -> Result<v1::ContainerConfig, Error> {
-    let Parts { facts, container, attempt, image, env, volumes, files, target } = *parts;
+    let Parts { facts, container, attempt, image, env, volumes, files, users, target } = *parts;
     let pod = facts.pod;
     let spec = spec_of(pod);
     let known: BTreeMap<&str, &str> =
         env.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
     let text = |text: &String| expand(text, |name| known.get(name).copied());
-    let mut security = security(spec, container);
+    let mut security = security(spec, container, users);
     if let (Some(id), Some(options)) = (target, &mut security.namespace_options) {
         options.pid = v1::NamespaceMode::Target as i32;
         id.clone_into(&mut options.target_id);
@@ -218,6 +221,13 @@ pub fn container(parts: &Parts<'_>) -> Result<v1::ContainerConfig, Error> {
     let message_path = container.termination_message_path.as_deref().unwrap_or(DEFAULT_TERMINATION_PATH);
     if oci && !message_path.is_empty() && !taken(message_path, &mounts) {
         mounts.push(file_mount(message_path, &files.termination));
+    }
+
+    if let Some(users) = users {
+        for mount in &mut mounts {
+            mount.uid_mappings.clone_from(&users.uids);
+            mount.gid_mappings.clone_from(&users.gids);
+        }
     }
 
     let grace = spec.termination_grace_period_seconds.unwrap_or(30).to_string();
@@ -276,7 +286,7 @@ fn int(value: i64) -> v1::Int64Value {
     v1::Int64Value { value }
 }
 
-fn namespaces(spec: &PodSpec) -> v1::NamespaceOption {
+fn namespaces(spec: &PodSpec, users: Option<&v1::UserNamespace>) -> v1::NamespaceOption {
     use v1::NamespaceMode::{Container, Node, Pod};
     let shared = |host: Option<bool>, otherwise| if host == Some(true) { Node } else { otherwise };
     v1::NamespaceOption {
@@ -285,7 +295,7 @@ fn namespaces(spec: &PodSpec) -> v1::NamespaceOption {
             as i32,
         ipc: shared(spec.host_ipc, Pod) as i32,
         target_id: String::new(),
-        userns_options: None,
+        userns_options: users.cloned(),
     }
 }
 
@@ -334,7 +344,11 @@ const MASKED: &[&str] = &[
 ];
 const READONLY: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
-fn security(spec: &PodSpec, container: &Container) -> v1::LinuxContainerSecurityContext {
+fn security(
+    spec: &PodSpec,
+    container: &Container,
+    users: Option<&v1::UserNamespace>,
+) -> v1::LinuxContainerSecurityContext {
     let pod = spec.security_context.as_ref();
     let own = container.security_context.as_ref();
     let privileged = own.is_some_and(|own| own.privileged == Some(true));
@@ -348,7 +362,7 @@ fn security(spec: &PodSpec, container: &Container) -> v1::LinuxContainerSecurity
     v1::LinuxContainerSecurityContext {
         capabilities: own.and_then(|own| own.capabilities.as_ref()).map(capabilities),
         privileged,
-        namespace_options: Some(namespaces(spec)),
+        namespace_options: Some(namespaces(spec, users)),
         run_as_user: user.map(int),
         run_as_group: group.map(int),
         readonly_rootfs: own.is_some_and(|own| own.read_only_root_filesystem == Some(true)),
@@ -432,7 +446,7 @@ mod tests {
 
     #[test]
     fn the_sandbox_names_the_pod_and_its_wasm_ports() {
-        let config = sandbox(&pod(), 2, Path::new("/logs"), "n", &v1::DnsConfig::default());
+        let config = sandbox(&pod(), 2, Path::new("/logs"), "n", &v1::DnsConfig::default(), None);
         assert_eq!(config.log_directory, "/logs/ns_web_u-1");
         assert_eq!(config.hostname, "front");
         assert_eq!(config.labels[label::POD_UID], "u-1");
@@ -474,6 +488,7 @@ mod tests {
                 env: &env,
                 volumes: &volumes,
                 files: &files,
+                users: None,
                 target: (index == 0).then_some("other"),
             })
         };

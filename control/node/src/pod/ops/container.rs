@@ -21,6 +21,7 @@ use crate::env::{self, Found};
 use crate::hook;
 use crate::images::Image;
 use crate::runtime::label;
+use crate::users;
 use crate::volumes::{self, Ready};
 
 /// Why a container did not start.
@@ -106,6 +107,8 @@ async fn start_container(shared: &Shared, pod: &Pod, what: &Start) -> Result<Rec
     let files = files.map_err(|error| {
         StartError::Create(format!("could not write below {}: {error}", directory.display()))
     })?;
+    let users = users::namespace(&shared.root, pod)
+        .map_err(|error| StartError::Create(format!("the pod's users: {error}")))?;
     let parts = Parts {
         facts: &facts,
         container,
@@ -114,6 +117,7 @@ async fn start_container(shared: &Shared, pod: &Pod, what: &Start) -> Result<Rec
         env: &env,
         volumes: &what.volumes,
         files: &files,
+        users: users.as_ref(),
         target,
     };
     let config = config::container(&parts).map_err(StartError::Config)?;
@@ -139,7 +143,8 @@ async fn start_container(shared: &Shared, pod: &Pod, what: &Start) -> Result<Rec
     for id in stale {
         client.remove_container(v1::RemoveContainerRequest { container_id: id }).await.map_err(create)?;
     }
-    let sandbox_config = config::sandbox(pod, sandbox.attempt, &shared.logs, &shared.name, &shared.resolver);
+    let sandbox_config =
+        config::sandbox(pod, sandbox.attempt, &shared.logs, &shared.name, &shared.resolver, users.as_ref());
     let request = v1::CreateContainerRequest {
         pod_sandbox_id: sandbox.id.clone(),
         config: Some(config),

@@ -14,6 +14,7 @@ use super::super::state::Sandbox;
 use super::record::attempt;
 use super::{Done, Shared, event, log_directory, uid};
 use crate::runtime::{Inventory, label};
+use crate::users;
 use crate::volumes::{self, Ready};
 
 /// What the runtime has of a pod.
@@ -30,7 +31,9 @@ pub async fn sandbox(shared: Arc<Shared>, pod: Arc<Pod>, handler: String, attemp
         if clean {
             remove_sandboxes(&shared, uid(&pod)).await?;
         }
-        let config = config::sandbox(&pod, attempt, &shared.logs, &shared.name, &shared.resolver);
+        let users = users::namespace(&shared.root, &pod)?;
+        let config =
+            config::sandbox(&pod, attempt, &shared.logs, &shared.name, &shared.resolver, users.as_ref());
         let mut client = shared.runtime.runtime.clone();
         let request = v1::RunPodSandboxRequest { config: Some(config), runtime_handler: handler };
         let id = client.run_pod_sandbox(request).await?.into_inner().pod_sandbox_id;

@@ -451,6 +451,7 @@ impl Worker {
                     &shared.logs,
                     &shared.name,
                     &shared.resolver,
+                    None,
                 );
                 self.ops.spawn(ops::image(shared, pod, container, index, Some(config)));
             }
