@@ -112,6 +112,12 @@ fn apparmor(spec: &ContainerSpec) -> Result<Option<String>, Error> {
             format!("AppArmor profile {profile:?} cannot be had: this machine's kernel has no AppArmor");
         return Err(Error::Invalid(why));
     }
+    // Lines of `NAME (MODE)`; without securityfs the kernel says it later, and less clearly.
+    let loaded = fs::read_to_string("/sys/kernel/security/apparmor/profiles");
+    let is_it = |line: &str| line.rsplit_once(" (").is_some_and(|(name, _)| name == profile);
+    if profile != "unconfined" && loaded.is_ok_and(|loaded| !loaded.lines().any(is_it)) {
+        return Err(Error::Invalid(format!("AppArmor profile {profile:?} is not loaded on this machine")));
+    }
     Ok(Some(profile.clone()))
 }
 

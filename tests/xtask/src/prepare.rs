@@ -84,11 +84,19 @@ const PEERS: &[Package] = &[
 ];
 
 /// What the tests in a virtual machine use beside that.
-const FOR_VM: &[Package] = &[Package {
-    name: "qemu-system-x86",
-    why: "runs another kernel",
-    shown_by: &["qemu-system-x86_64", "--version"],
-}];
+const FOR_VM: &[Package] = &[
+    Package {
+        name: "qemu-system-x86",
+        why: "runs another kernel",
+        shown_by: &["qemu-system-x86_64", "--version"],
+    },
+    Package {
+        name: "apparmor",
+        why: "that kernel has AppArmor, whose profiles critest loads",
+        shown_by: &["/sbin/apparmor_parser", "--version"],
+    },
+    Package { name: "sudo", why: "critest loads them by it", shown_by: &["sudo", "--version"] },
+];
 
 /// What `bench cri` needs beside those.
 const CONTAINERD: &[Package] =

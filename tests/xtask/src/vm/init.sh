@@ -27,6 +27,7 @@ for dir in $needs; do
 done
 mount -t proc proc /new/proc
 mount -t sysfs sys /new/sys
+mount -t securityfs security /new/sys/kernel/security
 mount -t devtmpfs dev /new/dev
 mkdir -p /new/dev/pts /new/dev/shm
 mount -t devpts devpts /new/dev/pts
@@ -36,5 +37,6 @@ for controller in $(cat /new/sys/fs/cgroup/cgroup.controllers); do
     echo "+$controller" >/new/sys/fs/cgroup/cgroup.subtree_control
 done
 ip link set lo up
+hostname localhost
 # Not chroot: who has another root than its mount namespace makes no user namespace and enters no container.
 exec switch_root /new /bin/sh -c "$script; busybox poweroff -f"
