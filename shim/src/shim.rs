@@ -10,9 +10,9 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use wharf_cri::v1::{self, ContainerEventType, ContainerState, PodSandboxState};
 use wharf_image::{Images, Lease};
-use wharf_oci::Oci;
+use wharf_oci::{Oci, Status};
 use wharf_sandbox::{Network, Range};
-use wharf_wasm::Host;
+use wharf_wasm::{Host, State};
 
 use crate::Config;
 use crate::containers::remove_dir;
@@ -161,18 +161,21 @@ impl Shim {
 
     /// Compares the records of OCI containers with what runs: what is not there any more has ended.
     async fn settle_oci(&self) -> Result<(), Error> {
-        let live: Vec<String> = self.oci.list().into_iter().map(|(id, _)| id).collect();
-        for (id, container) in self.containers().clone() {
-            let gone = container.with(|c| !c.wasm && c.state() != ContainerState::ContainerExited);
-            if gone && !live.contains(&id) {
-                self.ended(&id, Ending::lost());
+        let mut live: HashMap<String, Status> = self.oci.list().into_iter().collect();
+        let known = self.containers().clone(); // not in the loop's head, which would hold the lock
+        for (id, container) in known {
+            match live.remove(&id) {
+                None if container.with(|c| c.wasm) => {}
+                None => self.ended(&id, Ending::lost()),
+                // A shim was told, and died before it had written it down.
+                Some(Status::Exited(exit)) => self.ended(&id, exit.into()),
+                Some(Status::Running { started_at, .. }) => self.started(&container, &started_at)?,
+                Some(Status::Creating | Status::Created { .. }) => {}
             }
         }
-        for id in live {
-            if !self.containers().contains_key(&id) {
-                tracing::warn!(container = id, "removing a container that no record names");
-                self.oci.remove(&id).await?;
-            }
+        for id in live.into_keys() {
+            tracing::warn!(container = id, "removing a container that no record names");
+            self.oci.remove(&id).await?;
         }
         for entry in std::fs::read_dir(self.containers_dir()).into_iter().flatten().flatten() {
             if !entry.file_name().to_str().is_some_and(|id| self.containers().contains_key(id)) {
@@ -257,18 +260,21 @@ impl Shim {
 
     /// As [`Self::settle_oci`], for the wasm host.
     async fn settle_wasm(&self, host: &Host) -> Result<(), Error> {
-        let live: Vec<String> = host.list().await?.into_iter().map(|status| status.id).collect();
-        for (id, container) in self.containers().clone() {
-            let gone = container.with(|c| c.wasm && c.state() != ContainerState::ContainerExited);
-            if gone && !live.contains(&id) {
-                self.ended(&id, Ending::lost());
+        let live = host.list().await?.into_iter().map(|status| (status.id, status.state));
+        let mut live: HashMap<String, State> = live.collect();
+        let known = self.containers().clone(); // not in the loop's head, which would hold the lock
+        for (id, container) in known {
+            match live.remove(&id) {
+                None if container.with(|c| !c.wasm) => {}
+                None => self.ended(&id, Ending::lost()),
+                Some(State::Exited { exit, .. }) => self.ended(&id, exit.into()),
+                Some(State::Running { started_at }) => self.started(&container, &started_at.to_string())?,
+                Some(State::Created) => {}
             }
         }
-        for id in live {
-            if !self.containers().contains_key(&id) {
-                tracing::warn!(container = id, "removing a wasm container that no record names");
-                host.remove(&id).await?;
-            }
+        for id in live.into_keys() {
+            tracing::warn!(container = id, "removing a wasm container that no record names");
+            host.remove(&id).await?;
         }
         Ok(())
     }
@@ -296,15 +302,7 @@ impl Shim {
     async fn take_wasm_ends(self: Arc<Self>, mut events: wharf_wasm::Events) {
         while let Some(event) = events.next().await {
             match event {
-                wharf_wasm::Event::Exited { id, exit } => self.ended(
-                    &id,
-                    Ending {
-                        code: exit.code,
-                        reason: exit.reason.as_str().to_owned(),
-                        message: exit.message,
-                        at: nanos(exit.at),
-                    },
-                ),
+                wharf_wasm::Event::Exited { id, exit } => self.ended(&id, exit.into()),
                 wharf_wasm::Event::Warning { id, message, traps, .. } => {
                     tracing::warn!(container = id, traps, message, "requests trapped");
                 }
@@ -326,14 +324,7 @@ impl Shim {
                     continue;
                 }
             };
-            let words = ["Completed", "Error", "OOMKilled"];
-            let (reason, message) = if words.contains(&exit.reason.as_str()) {
-                (exit.reason, String::new())
-            } else {
-                ("Error".to_owned(), exit.reason)
-            };
-            let at = exit.at.parse().map_or_else(|_| now(), nanos);
-            self.ended(&id, Ending { code: exit.code, reason, message, at });
+            self.ended(&id, exit.into());
         }
     }
 
@@ -346,6 +337,19 @@ impl Shim {
             Ok(()) => self.publish(id, id, ContainerEventType::ContainerStoppedEvent),
             Err(error) => tracing::error!(sandbox = id, error = chain(&error), "end not written down"),
         }
+    }
+
+    /// Writes down that a container was started by a shim that died before it had done so. A repeat changes nothing.
+    fn started(&self, container: &Container, at: &str) -> Result<(), Error> {
+        let changed = self.change(container, |record| {
+            let is_news = record.state() == ContainerState::ContainerCreated;
+            if is_news {
+                record.set_state(ContainerState::ContainerRunning);
+                record.started_at = at.parse().map_or_else(|_| now(), nanos);
+            }
+            is_news
+        });
+        changed.map(drop)
     }
 
     /// Writes down that a container ended and tells everybody. A repeat changes nothing.
@@ -379,16 +383,16 @@ impl Shim {
         container: &Container,
         change: impl FnOnce(&mut record::Container) -> bool,
     ) -> Result<bool, Error> {
-        let record = {
+        let saved = {
             let mut record = container.record.lock().expect("no holder of this lock panics");
             if !change(&mut record) {
                 return Ok(false);
             }
-            record.clone()
+            // While it is held, so that what came first is not written last.
+            self.save_container(&record)
         };
         container.changed.notify_waiters();
-        self.save_container(&record)?;
-        Ok(true)
+        saved.map(|()| true)
     }
 
     pub fn save_container(&self, record: &record::Container) -> Result<(), Error> {
@@ -487,6 +491,25 @@ impl Ending {
     fn lost() -> Self {
         let message = "its runtime was gone when the shim started again".to_owned();
         Self { code: KILLED, reason: "Error".to_owned(), message, at: now() }
+    }
+}
+
+impl From<wharf_oci::Exit> for Ending {
+    fn from(exit: wharf_oci::Exit) -> Self {
+        let words = ["Completed", "Error", "OOMKilled"];
+        let (reason, message) = match words.contains(&exit.reason.as_str()) {
+            true => (exit.reason, String::new()),
+            false => ("Error".to_owned(), exit.reason),
+        };
+        let at = exit.at.parse().map_or_else(|_| now(), nanos);
+        Self { code: exit.code, reason, message, at }
+    }
+}
+
+impl From<wharf_wasm::Exit> for Ending {
+    fn from(exit: wharf_wasm::Exit) -> Self {
+        let reason = exit.reason.as_str().to_owned();
+        Self { code: exit.code, reason, message: exit.message, at: nanos(exit.at) }
     }
 }
 

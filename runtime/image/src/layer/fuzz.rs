@@ -94,6 +94,8 @@ fn seeds() -> Vec<Vec<u8>> {
         (EntryType::Regular, "a/.wh..wh..opq", ""),
     ] {
         let mut header = header(kind, 0);
+        header.set_device_major(1).unwrap();
+        header.set_device_minor(3).unwrap();
         match target {
             "" => plain.append_data(&mut header, path, std::io::empty()).unwrap(),
             target => plain.append_link(&mut header, path, target).unwrap(),
@@ -111,6 +113,9 @@ fn seeds() -> Vec<Vec<u8>> {
     gnu.name[..6].copy_from_slice(b"sparse");
     gnu.sparse[0].offset.copy_from_slice(b"00000010000\0");
     gnu.sparse[0].numbytes.copy_from_slice(b"00000001000\0");
+    // A hole up to its end.
+    gnu.sparse[1].offset.copy_from_slice(b"00000020000\0");
+    gnu.sparse[1].numbytes.copy_from_slice(b"00000000000\0");
     gnu.realsize.copy_from_slice(b"00000020000\0");
     sparse.set_cksum();
     long.append(&sparse, &[b'y'; 512][..]).unwrap();
