@@ -20,7 +20,7 @@ use wharf_tests::{CriServer, LocalRegistry, PATIENCE, descendants, eventually_as
 const IMAGE: &str = "tests.test/shell:latest";
 /// Tasks that make pods, and how many each makes.
 const TASKS: u64 = 4;
-const PODS: u64 = 12;
+const PODS: u64 = 30;
 /// The code of a container whose monitor was killed.
 const KILLED: i32 = 137;
 
