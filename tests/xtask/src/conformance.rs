@@ -10,13 +10,16 @@ use crate::{Result, go, prepare, vm};
 /// What is tried, the variable that names its program, and how that is built.
 type Suite = (&'static str, &'static str, fn(&Places) -> Result<PathBuf>);
 
-const SUITES: [Suite; 3] = [
+const SUITES: [Suite; 4] = [
     ("kubectl", "WHARF_KUBECTL", kubectl),
     ("cri", "WHARF_CRITEST", critest),
     ("crictl", "WHARF_CRICTL", crictl),
+    ("kubelet", "WHARF_KUBELET", kubelet),
 ];
 /// A kubectl whose version nobody set takes itself for v0.0.0; it is that of tests/compat/kubectl/go.mod.
 const KUBECTL_VERSION: &str = "v1.36.6";
+/// The same of a kubelet.
+const KUBELET_VERSION: &str = "v1.36.5";
 
 pub fn run(arguments: &[String]) -> Result<ExitCode> {
     let mut arguments = arguments.to_vec();
@@ -71,8 +74,16 @@ fn on_cgroup_v2(
 }
 
 fn kubectl(places: &Places) -> Result<PathBuf> {
-    let version = format!("-X k8s.io/component-base/version.gitVersion={KUBECTL_VERSION}");
-    go::build(places, "kubectl", &["-ldflags", &version])
+    kubernetes(places, "kubectl", KUBECTL_VERSION)
+}
+
+fn kubelet(places: &Places) -> Result<PathBuf> {
+    kubernetes(places, "kubelet", KUBELET_VERSION)
+}
+
+fn kubernetes(places: &Places, name: &str, version: &str) -> Result<PathBuf> {
+    let version = format!("-X k8s.io/component-base/version.gitVersion={version}");
+    go::build(places, name, &["-ldflags", &version])
 }
 
 fn critest(places: &Places) -> Result<PathBuf> {

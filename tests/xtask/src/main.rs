@@ -33,6 +33,7 @@ Usage: cargo xtask COMMAND
   conformance cri [--vm] [FOCUS]     run Kubernetes' suite for container runtimes, built with Go, against wharf shim;
                                      --images FOLDER has its images; with --vm on cgroup v2
   conformance crictl                 take a crictl, built with Go, on a tour of a wharf shim
+  conformance kubelet                have a stock kubelet, built with Go, run static pods on a wharf shim
   build                              build what the others use
   help                               print this
 

@@ -4,7 +4,8 @@
 //! it, [`tour`] runs it and tells a line a command, [`skips`] knows what may be left out, and why.
 //!
 //! `conformance cri [--images FOLDER] [FOCUS]` runs [`cri`], Kubernetes' suite for container runtimes, against `wharf shim`;
-//! `conformance crictl` takes a crictl on a tour of one, as `conformance kubectl` does.
+//! `conformance crictl` takes a crictl on a tour of one, as `conformance kubectl` does, and `conformance kubelet`
+//! has a stock kubelet run static pods on one.
 
 mod areas;
 mod cri;
@@ -49,7 +50,8 @@ fn run() -> anyhow::Result<ExitCode> {
             cri::run(&program("cri", "WHARF_CRITEST")?, &images, arguments.first().map(String::as_str))
         }
         Some("crictl") => cri::crictl::take(&program("crictl", "WHARF_CRICTL")?),
-        other => bail!("name what is to be tried, kubectl, cri or crictl; not {other:?}"),
+        Some("kubelet") => cri::kubelet::run(&program("kubelet", "WHARF_KUBELET")?),
+        other => bail!("name what is to be tried, kubectl, cri, crictl or kubelet; not {other:?}"),
     }
 }
 

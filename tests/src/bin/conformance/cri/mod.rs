@@ -1,6 +1,7 @@
 //! Kubernetes' own suite for CRI against `wharf shim`, in a network and a mount namespace of their own.
 
 pub mod crictl;
+pub mod kubelet;
 mod registry;
 mod report;
 
