@@ -12,6 +12,7 @@
 
 mod cni;
 mod containers;
+mod deadline;
 mod error;
 mod events;
 mod exec;
@@ -81,6 +82,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
     tracing::info!(socket = %socket.display(), "serving CRI");
     let service = service::Service::new(shim.clone());
     let serving = Server::builder()
+        .layer(tower::layer::layer_fn(deadline::Deadlines))
         .add_service(RuntimeServiceServer::new(service.clone()))
         .add_service(ImageServiceServer::new(service))
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop.clone().cancelled_owned());
