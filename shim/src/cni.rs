@@ -17,14 +17,12 @@ impl Shim {
         mappings: &[PortMapping],
         made: Option<PathBuf>,
     ) -> Result<(), Error> {
-        if record.on_node_network() {
-            return Ok(());
-        }
         let configuration = self.config.cni.configuration()?;
-        record.netns = self.network.namespace(&record.id, made).await?.display().to_string();
+        record.netns = self.network.netns_path(&record.id).display().to_string();
         record.cni = Some(Cni { configuration: configuration.to_string(), ..Cni::default() });
         // Whoever finds it half made takes it back.
         self.save_sandbox(record.clone())?;
+        self.network.namespace(&record.id, made).await?;
         let mut made = self.config.cni.add(&configuration, &pod(record, mappings)).await?;
         record.address = made.addresses.remove(0).to_string();
         if let Some(cni) = &mut record.cni {

@@ -65,6 +65,25 @@ fn parse(text: &str) -> Option<Duration> {
 mod tests {
     use super::*;
 
+    #[tokio::test]
+    async fn a_call_that_is_not_done_in_time_is_answered_and_others_are_left_alone() {
+        let answer = |wait: u64| async move {
+            tokio::time::sleep(Duration::from_millis(wait)).await;
+            Ok::<_, std::convert::Infallible>(Response::new(String::from("done")))
+        };
+        let ask = async |wait: u64, limit: &str| {
+            let mut service = Deadlines(tower::service_fn(move |_: Request<()>| answer(wait)));
+            let request = Request::builder().header("grpc-timeout", limit).body(()).unwrap();
+            let answer = service.call(request).await.unwrap();
+            let status = answer.headers().get("grpc-status").map(|code| code.to_str().unwrap().to_owned());
+            (status, answer.into_body())
+        };
+        // A minute that nobody waits for.
+        assert_eq!(ask(60_000, "20m").await, (Some("4".to_owned()), String::new()));
+        assert_eq!(ask(0, "30S").await, (None, "done".to_owned()));
+        assert_eq!(ask(0, "no deadline").await, (None, "done".to_owned()));
+    }
+
     #[test]
     fn deadlines_are_read_in_every_unit() {
         for (text, nanos) in [

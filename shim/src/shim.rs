@@ -161,19 +161,15 @@ impl Shim {
 
     /// Compares the records of OCI containers with what runs: what is not there any more has ended.
     async fn settle_oci(&self) -> Result<(), Error> {
-        let mut live: HashMap<String, Status> = self.oci.list().into_iter().collect();
-        let known = self.containers().clone(); // not in the loop's head, which would hold the lock
-        for (id, container) in known {
-            match live.remove(&id) {
-                None if container.with(|c| c.wasm) => {}
-                None => self.ended(&id, Ending::lost()),
-                // A shim was told, and died before it had written it down.
-                Some(Status::Exited(exit)) => self.ended(&id, exit.into()),
-                Some(Status::Running { started_at, .. }) => self.started(&container, &started_at)?,
-                Some(Status::Creating | Status::Created { .. }) => {}
-            }
-        }
-        for id in live.into_keys() {
+        let found = self.oci.list().into_iter().map(|(id, status)| {
+            let found = match status {
+                Status::Creating | Status::Created { .. } => Found::Created,
+                Status::Running { started_at, .. } => Found::Running(parsed(&started_at)),
+                Status::Exited(exit) => Found::Exited(exit.into()),
+            };
+            (id, found)
+        });
+        for id in self.settle(false, found.collect())? {
             tracing::warn!(container = id, "removing a container that no record names");
             self.oci.remove(&id).await?;
         }
@@ -183,6 +179,21 @@ impl Shim {
             }
         }
         Ok(())
+    }
+
+    /// Compares the records of one runtime's containers with what it has; the ids that no record names.
+    fn settle(&self, wasm: bool, mut found: HashMap<String, Found>) -> Result<Vec<String>, Error> {
+        let known = self.containers().clone(); // not in the loop's head, which would hold the lock
+        for (id, container) in known.into_iter().filter(|(_, container)| container.with(|c| c.wasm == wasm)) {
+            match found.remove(&id) {
+                None => self.ended(&id, Ending::lost()),
+                // A shim was told, and died before it had written it down.
+                Some(Found::Exited(ending)) => self.ended(&id, ending),
+                Some(Found::Running(since)) => self.started(&container, since)?,
+                Some(Found::Created) => {}
+            }
+        }
+        Ok(found.into_keys().collect())
     }
 
     /// Undoes sandboxes in whose making or unmaking a shim was killed. Their records stay: who asked for them removes them.
@@ -224,8 +235,8 @@ impl Shim {
         self.config.root.join("pod-range")
     }
 
-    /// Gives the node its pod range, unless CNI's networks have their own: starts or finds the wasm host in the namespace that owns half of it, and
-    /// writes the range down. A repeat changes nothing.
+    /// Gives the node its pod range, unless CNI's networks have their own: starts or finds the wasm host in the namespace
+    /// that owns half of it, and writes the range down. A repeat changes nothing.
     pub async fn set_range(self: &Arc<Self>, range: Range) -> Result<(), Error> {
         let _one = self.configuring.lock().await;
         if self.config.with_cni {
@@ -260,19 +271,15 @@ impl Shim {
 
     /// As [`Self::settle_oci`], for the wasm host.
     async fn settle_wasm(&self, host: &Host) -> Result<(), Error> {
-        let live = host.list().await?.into_iter().map(|status| (status.id, status.state));
-        let mut live: HashMap<String, State> = live.collect();
-        let known = self.containers().clone(); // not in the loop's head, which would hold the lock
-        for (id, container) in known {
-            match live.remove(&id) {
-                None if container.with(|c| !c.wasm) => {}
-                None => self.ended(&id, Ending::lost()),
-                Some(State::Exited { exit, .. }) => self.ended(&id, exit.into()),
-                Some(State::Running { started_at }) => self.started(&container, &started_at.to_string())?,
-                Some(State::Created) => {}
-            }
-        }
-        for id in live.into_keys() {
+        let found = host.list().await?.into_iter().map(|status| {
+            let found = match status.state {
+                State::Created => Found::Created,
+                State::Running { started_at } => Found::Running(nanos(started_at)),
+                State::Exited { exit, .. } => Found::Exited(exit.into()),
+            };
+            (status.id, found)
+        });
+        for id in self.settle(true, found.collect())? {
             tracing::warn!(container = id, "removing a wasm container that no record names");
             host.remove(&id).await?;
         }
@@ -340,12 +347,12 @@ impl Shim {
     }
 
     /// Writes down that a container was started by a shim that died before it had done so. A repeat changes nothing.
-    fn started(&self, container: &Container, at: &str) -> Result<(), Error> {
+    fn started(&self, container: &Container, at: i64) -> Result<(), Error> {
         let changed = self.change(container, |record| {
             let is_news = record.state() == ContainerState::ContainerCreated;
             if is_news {
                 record.set_state(ContainerState::ContainerRunning);
-                record.started_at = at.parse().map_or_else(|_| now(), nanos);
+                record.started_at = at;
             }
             is_news
         });
@@ -477,6 +484,14 @@ impl Shim {
     }
 }
 
+/// How a runtime has a container that it still knows.
+enum Found {
+    Created,
+    /// Since then, in nanoseconds since the epoch.
+    Running(i64),
+    Exited(Ending),
+}
+
 /// How a container ended.
 struct Ending {
     code: i32,
@@ -501,8 +516,7 @@ impl From<wharf_oci::Exit> for Ending {
             true => (exit.reason, String::new()),
             false => ("Error".to_owned(), exit.reason),
         };
-        let at = exit.at.parse().map_or_else(|_| now(), nanos);
-        Self { code: exit.code, reason, message, at }
+        Self { code: exit.code, reason, message, at: parsed(&exit.at) }
     }
 }
 
@@ -530,6 +544,11 @@ fn find<T>(all: &HashMap<String, Arc<T>>, id: &str) -> Option<Arc<T>> {
 /// Nanoseconds since the epoch, as CRI counts time.
 pub fn now() -> i64 {
     nanos(Timestamp::now())
+}
+
+/// Of RFC 3339.
+fn parsed(at: &str) -> i64 {
+    at.parse().map_or_else(|_| now(), nanos)
 }
 
 pub fn nanos(at: Timestamp) -> i64 {

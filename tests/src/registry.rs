@@ -44,6 +44,14 @@ impl LocalRegistry {
         Ok(Self { service, url })
     }
 
+    /// One that has `shell:latest`, an OCI image, and `guest:latest`, a component that serves HTTP.
+    pub async fn of_both_sorts(dir: &Path) -> anyhow::Result<Self> {
+        let registry = Self::serve(dir).await?;
+        registry.put_shell("shell", &["/bin/sh"]).await?;
+        registry.put_component("guest", &assets::guest("guest-http")).await?;
+        Ok(registry)
+    }
+
     pub async fn put_blob(&self, repository: &str, digest: &str, bytes: Vec<u8>) -> anyhow::Result<()> {
         let path = format!("{repository}/blobs/uploads/?digest={digest}");
         self.send(Method::POST, &path, "application/octet-stream", bytes).await

@@ -128,12 +128,7 @@ impl CriServer {
             files.extend(names(&dir.join(folder)).into_iter().map(|name| format!("{folder}/{name}")));
         }
         files.extend(names(&dir.join("state/netns")).into_iter().filter(|name| name.starts_with("pod-")));
-        let groups: Vec<_> = names(Path::new("/sys/fs/cgroup"))
-            .into_iter()
-            .map(|controller| Path::new("/sys/fs/cgroup").join(controller).join(Self::cgroup()))
-            .chain([Path::new("/sys/fs/cgroup").join(Self::cgroup())])
-            .filter(|group| group.join("cgroup.procs").exists())
-            .collect();
+        let groups = groups();
         let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default();
         let below = format!("{}/", dir.display());
         let is_pods =
@@ -162,10 +157,28 @@ impl Drop for CriServer {
                 let _ = kill(Pid::from_raw(child), Signal::SIGKILL);
             }
             if waitpid(None, None).is_err() {
-                return;
+                break;
             }
         }
+        // Neither a runtime that was killed nor containerd removes it.
+        groups().iter().for_each(|group| remove_groups(group));
     }
+}
+
+/// That of [`CriServer::cgroup`] in each hierarchy that has it.
+fn groups() -> Vec<PathBuf> {
+    let root = Path::new("/sys/fs/cgroup");
+    let hierarchies = fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path());
+    let groups = hierarchies.chain([root.to_owned()]).map(|hierarchy| hierarchy.join(CriServer::cgroup()));
+    groups.filter(|group| group.join("cgroup.procs").exists()).collect()
+}
+
+/// A group goes once those in it are gone; its files are the kernel's.
+fn remove_groups(group: &Path) {
+    for entry in fs::read_dir(group).into_iter().flatten().flatten().filter(|entry| entry.path().is_dir()) {
+        remove_groups(&entry.path());
+    }
+    let _ = fs::remove_dir(group);
 }
 
 fn own_children() -> Vec<i32> {

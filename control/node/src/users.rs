@@ -19,17 +19,19 @@ const FILE: &str = "users";
 /// The pod's user namespace; none for one with the node's. Once chosen, it stays until the pod's directory goes.
 ///
 /// # Errors
-/// That of its directory, or that every range is taken. Blocks for as long as it takes to read the directories of other pods.
-pub fn namespace(root: &Path, pod: &Pod) -> io::Result<Option<v1::UserNamespace>> {
+/// That of its directory, or that every range is taken.
+pub async fn namespace(root: &Path, pod: &Pod) -> io::Result<Option<v1::UserNamespace>> {
     if pod.spec.as_ref().and_then(|spec| spec.host_users) != Some(false) {
         return Ok(None);
     }
-    let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-    let mapping = v1::IdMapping { host_id: range(root, uid)? * COUNT, container_id: 0, length: COUNT };
+    let (root, uid) = (root.to_owned(), pod.metadata.uid.clone().unwrap_or_default());
+    let range = tokio::task::spawn_blocking(move || range(&root, &uid)).await??;
+    let mapping = v1::IdMapping { host_id: range * COUNT, container_id: 0, length: COUNT };
     let mode = v1::NamespaceMode::Pod.into();
     Ok(Some(v1::UserNamespace { mode, uids: vec![mapping], gids: vec![mapping] }))
 }
 
+/// Reads the directories of all pods if it has to choose.
 fn range(root: &Path, uid: &str) -> io::Result<u32> {
     static CHOOSING: Mutex<()> = Mutex::new(());
     let _one = CHOOSING.lock().unwrap_or_else(PoisonError::into_inner);
@@ -59,17 +61,19 @@ mod tests {
         Pod { metadata, spec: Some(PodSpec { host_users, ..PodSpec::default() }), ..Pod::default() }
     }
 
-    #[test]
-    fn each_pod_keeps_a_range_of_its_own_until_it_is_gone() {
+    #[tokio::test]
+    async fn each_pod_keeps_a_range_of_its_own_until_it_is_gone() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("pods")).unwrap();
-        let first =
-            |uid: &str| namespace(dir.path(), &pod(uid, Some(false))).unwrap().unwrap().uids[0].host_id;
-        assert_eq!([first("a"), first("b"), first("a")], [COUNT, 2 * COUNT, COUNT]);
+        let first = async |uid: &str| {
+            let users = namespace(dir.path(), &pod(uid, Some(false))).await.unwrap();
+            users.unwrap().uids[0].host_id
+        };
+        assert_eq!([first("a").await, first("b").await, first("a").await], [COUNT, 2 * COUNT, COUNT]);
         fs::remove_dir_all(pod_directory(dir.path(), "a")).unwrap();
-        assert_eq!([first("c"), first("d")], [COUNT, 3 * COUNT]);
+        assert_eq!([first("c").await, first("d").await], [COUNT, 3 * COUNT]);
         for host_users in [None, Some(true)] {
-            assert_eq!(namespace(dir.path(), &pod("e", host_users)).unwrap(), None);
+            assert_eq!(namespace(dir.path(), &pod("e", host_users)).await.unwrap(), None);
         }
     }
 }

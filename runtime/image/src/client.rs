@@ -32,6 +32,18 @@ pub enum Auth {
     Identity(String),
 }
 
+impl Auth {
+    /// Of `user:password` in base64, as docker's configuration and CRI have it; some writers pad it and some do not.
+    pub fn basic(text: &str) -> Option<Self> {
+        use base64::prelude::{BASE64_STANDARD_NO_PAD, Engine as _};
+        let text = BASE64_STANDARD_NO_PAD.decode(text.trim_end_matches('=')).ok()?;
+        let text = String::from_utf8(text).ok()?;
+        let (username, password) = text.split_once(':')?;
+        let password = password.trim_end_matches('\0').to_owned();
+        Some(Self::Basic { username: username.to_owned(), password })
+    }
+}
+
 impl std::fmt::Debug for Auth {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {

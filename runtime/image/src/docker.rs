@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use base64::Engine as _;
 use serde::Deserialize;
 
 use crate::client::Auth;
@@ -59,14 +58,7 @@ impl Entry {
             let (username, password) = (self.username, self.password);
             return Ok((!username.is_empty()).then_some(Auth::Basic { username, password }));
         }
-        // Some writers pad it and some do not.
-        let engine = base64::engine::general_purpose::STANDARD_NO_PAD;
-        let text =
-            engine.decode(self.auth.trim_end_matches('=')).ok().and_then(|text| String::from_utf8(text).ok());
-        let text = text.ok_or("auth is no base64")?;
-        let (username, password) = text.split_once(':').ok_or("auth is no user:password")?;
-        let password = password.trim_end_matches('\0').to_owned();
-        Ok(Some(Auth::Basic { username: username.to_owned(), password }))
+        Auth::basic(&self.auth).map(Some).ok_or("auth is no user:password in base64")
     }
 }
 
@@ -94,7 +86,11 @@ mod tests {
             assert!(credentials(&file, host).unwrap() == auth, "{host}");
         }
         let why = |host: &str| credentials(&file, host).unwrap_err().to_string();
-        assert!(why("bad.example").ends_with("bad.example: auth is no base64"), "{}", why("bad.example"));
+        assert!(
+            why("bad.example").ends_with("bad.example: auth is no user:password in base64"),
+            "{}",
+            why("bad.example")
+        );
         std::fs::write(&file, "{").unwrap();
         assert!(why("docker.io").ends_with("it is no docker configuration"), "{}", why("docker.io"));
     }

@@ -133,11 +133,10 @@ impl Network {
     ///
     /// # Errors
     /// What the kernel says.
-    pub async fn namespace(&self, id: &str, made: Option<PathBuf>) -> Result<PathBuf, Error> {
+    pub async fn namespace(&self, id: &str, made: Option<PathBuf>) -> Result<(), Error> {
         let path = self.netns_path(id);
         lay(&path, made).await?;
-        Netlink::inside(&path)?.up(LOOPBACK).await?;
-        Ok(path)
+        Netlink::inside(&path)?.up(LOOPBACK).await
     }
 
     /// Makes the namespace of the OCI pod `id`, or takes the one that was `made` elsewhere, a path: `eth0` on the bridge with

@@ -93,21 +93,12 @@ async fn precompile(shim: &Shim, module: &wharf_image::WasmModule) {
 }
 
 fn auth(config: v1::AuthConfig) -> Option<Auth> {
-    use base64::prelude::{BASE64_STANDARD, Engine as _};
     use wharf_image::Auth::{Basic, Bearer, Identity};
     match config {
         c if !c.registry_token.is_empty() => Some(Bearer(c.registry_token)),
         c if !c.username.is_empty() => Some(Basic { username: c.username, password: c.password }),
         c if !c.identity_token.is_empty() => Some(Identity(c.identity_token)),
-        // `user:password` in base64, as docker's config file has it.
-        c if !c.auth.is_empty() => {
-            let text = String::from_utf8(BASE64_STANDARD.decode(&c.auth).ok()?).ok()?;
-            let (username, password) = text.split_once(':')?;
-            Some(Basic {
-                username: username.to_owned(),
-                password: password.trim_end_matches('\0').to_owned(),
-            })
-        }
+        c if !c.auth.is_empty() => Auth::basic(&c.auth),
         _ => None,
     }
 }

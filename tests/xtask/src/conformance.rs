@@ -1,6 +1,7 @@
 //! `cargo xtask conformance NAME`: other people's programs, built from pinned sources, against ours.
 
-use std::path::{Path, PathBuf};
+use std::ffi::OsStr;
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 use crate::build::{self, Places};
@@ -36,13 +37,12 @@ pub fn run(arguments: &[String]) -> Result<ExitCode> {
     let program = phases.run(&format!("build the programs of {name}"), || build(&places))?;
     phases.run("prepare", || prepare::run(&places, true))?;
     build::all(&mut phases, &places)?;
-    let conformance = places.target.join("debug/conformance");
+    let mut suite = Command::new(places.target.join("debug/conformance"));
+    suite.arg(name).args(rest).env(variable, program);
     let good = phases.run("try", || {
         if in_vm {
-            return on_cgroup_v2(&places, &conformance, name, rest, variable, &program);
+            return on_cgroup_v2(&places, &suite);
         }
-        let mut suite = Command::new(conformance);
-        suite.arg(name).args(rest).env(variable, program);
         places.tell(&mut suite);
         Ok(suite.status()?.success())
     })?;
@@ -50,20 +50,16 @@ pub fn run(arguments: &[String]) -> Result<ExitCode> {
 }
 
 /// Whether it ended well there.
-fn on_cgroup_v2(
-    places: &Places,
-    conformance: &Path,
-    name: &str,
-    arguments: &[String],
-    variable: &str,
-    program: &Path,
-) -> Result<bool> {
+fn on_cgroup_v2(places: &Places, suite: &Command) -> Result<bool> {
     const WELL: &str = "the suite ended well";
-    let arguments: String = arguments.iter().map(|word| format!(" '{word}'")).collect();
-    let (conformance, program) = (conformance.display(), program.display());
-    let script = format!("{variable}='{program}' '{conformance}' {name}{arguments} 2>&1 && echo {WELL}\n");
+    let text = |text: &OsStr| format!("'{}'", text.display());
+    let variables = suite
+        .get_envs()
+        .map(|(name, value)| format!("{}={}", name.display(), text(value.unwrap_or_default())));
+    let words = [suite.get_program()].into_iter().chain(suite.get_args()).map(text);
+    let line: Vec<String> = variables.chain(words).collect();
     let mut good = false;
-    let skipped = vm::run(places, &script, |line| {
+    let skipped = vm::run(places, &format!("{} 2>&1 && echo {WELL}\n", line.join(" ")), |line| {
         good |= line == WELL;
         println!("{line}");
     })?;

@@ -11,7 +11,7 @@ use std::{
     fs::{self, File},
     io,
     os::fd::AsRawFd as _,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Stdio as Standard},
 };
 
@@ -98,11 +98,6 @@ impl Binary<'_> {
 fn reason(log: &str) -> Option<String> {
     let mut lines = log.lines().rev().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     lines.find(|line| line["level"] == "error")?["msg"].as_str().map(str::to_owned)
-}
-
-/// Where a terminal's other end is received, if it is one.
-pub(super) fn console(dir: &Dir, stdio: &Option<Stdio>) -> Option<PathBuf> {
-    stdio.is_none().then(|| super::create::console(dir))
 }
 
 #[cfg(test)]

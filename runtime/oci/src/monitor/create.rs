@@ -3,7 +3,7 @@
 //!
 //! A container whose handler names another runtime is made by its [`Binary`] instead, with the same bundle.
 
-use super::binary::{self, Binary};
+use super::binary::Binary;
 use crate::{
     overlay,
     state::{self, Dir},
@@ -48,7 +48,7 @@ pub(super) fn create(plan: &Plan, stdio: Option<Stdio>) -> Result<i32, String> {
     let _ = overlay::make_cwd(plan, &dir); // if it is missed, the library says so
 
     if let Some(binary) = binary(plan, &dir) {
-        let console = binary::console(&dir, &stdio);
+        let console = stdio.is_none().then(|| console(&dir));
         return binary.create(stdio, console.as_deref());
     }
     let mut builder = ContainerBuilder::new(plan.id.clone(), SyscallType::default());

@@ -108,6 +108,7 @@ async fn start_container(shared: &Shared, pod: &Pod, what: &Start) -> Result<Rec
         StartError::Create(format!("could not write below {}: {error}", directory.display()))
     })?;
     let users = users::namespace(&shared.root, pod)
+        .await
         .map_err(|error| StartError::Create(format!("the pod's users: {error}")))?;
     let parts = Parts {
         facts: &facts,

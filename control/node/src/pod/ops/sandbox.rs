@@ -31,7 +31,7 @@ pub async fn sandbox(shared: Arc<Shared>, pod: Arc<Pod>, handler: String, attemp
         if clean {
             remove_sandboxes(&shared, uid(&pod)).await?;
         }
-        let users = users::namespace(&shared.root, &pod)?;
+        let users = users::namespace(&shared.root, &pod).await?;
         let config =
             config::sandbox(&pod, attempt, &shared.logs, &shared.name, &shared.resolver, users.as_ref());
         let mut client = shared.runtime.runtime.clone();

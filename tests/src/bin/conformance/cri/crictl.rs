@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use serde_json::json;
-use wharf_tests::{CriServer, LocalRegistry, assets, isolate};
+use wharf_tests::{CriServer, LocalRegistry, isolate};
 
 use crate::guide::{Guide, Sums};
 use crate::row::{Row, run};
@@ -17,12 +17,7 @@ pub fn take(crictl: &Path) -> anyhow::Result<ExitCode> {
     isolate()?;
     let dir = tempfile::tempdir()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let registry = runtime.block_on(async {
-        let registry = LocalRegistry::serve(&dir.path().join("registry")).await?;
-        registry.put_shell("shell", &["/bin/sh"]).await?;
-        registry.put_component("guest", &assets::guest("guest-http")).await?;
-        anyhow::Ok(registry)
-    })?;
+    let registry = runtime.block_on(LocalRegistry::of_both_sorts(&dir.path().join("registry")))?;
     let shim = CriServer::shim(dir.path(), &registry.url, "10.88.0.0/16")?;
     for (name, content) in files(dir.path()) {
         fs::write(dir.path().join(name), content.to_string())?;

@@ -1,14 +1,12 @@
 //! A stock kubelet over `wharf shim`, alone with static pods, as it would have containerd.
 
 use std::fs::{self, File};
-use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 
 use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
-use wharf_tests::{CriServer, LocalRegistry, assets, eventually, isolate};
+use wharf_tests::{CriServer, LocalRegistry, eventually, isolate};
 
 /// Where it answers in clear, without asking who wants to know.
 const KUBELET: &str = "127.0.0.1:10255";
@@ -28,12 +26,7 @@ pub fn run(kubelet: &Path) -> anyhow::Result<ExitCode> {
     }
     let dir = tempfile::tempdir()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let registry = runtime.block_on(async {
-        let registry = LocalRegistry::serve(&dir.path().join("registry")).await?;
-        registry.put_shell("shell", &["/bin/sh"]).await?;
-        registry.put_component("guest", &assets::guest("guest-http")).await?;
-        anyhow::Ok(registry)
-    })?;
+    let registry = runtime.block_on(LocalRegistry::of_both_sorts(&dir.path().join("registry")))?;
     // The kubelet tells the range of pods.
     let shim = CriServer::shim_with(dir.path(), &registry.url, &["--network", "bridge"])?;
     let kubelet = Kubelet::start(kubelet, dir.path(), &shim)?;
@@ -190,14 +183,8 @@ impl Kubelet {
 
 /// The body of an answer of code 200.
 fn get(at: &str, path: &str) -> Result<String, String> {
-    let words = |error: std::io::Error| format!("{at}: {error}");
-    let mut stream = TcpStream::connect(at).map_err(words)?;
-    let request = format!("GET {path} HTTP/1.0\r\nHost: {at}\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).map_err(words)?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).map_err(words)?;
-    match answer.split_once("\r\n\r\n") {
-        Some((head, body)) if head.split(' ').nth(1) == Some("200") => Ok(body.to_owned()),
-        _ => Err(answer),
+    match wharf_tests::get(at.parse().map_err(|error| format!("{at}: {error}"))?, path) {
+        Ok((200, body)) => Ok(body),
+        other => Err(format!("{at}{path}: {other:?}")),
     }
 }
