@@ -49,6 +49,29 @@ async fn a_life(runtime: &Runtime, shim: &mut CriServer, dir: &Path) -> anyhow::
     .await;
     runtime.remove(&pod).await?;
 
+    // Users of its own: root of the container is nobody here.
+    let users = |pod: &mut v1::PodSandboxConfig, container: &mut v1::ContainerConfig| {
+        let mapping = v1::IdMapping { host_id: 200_000, container_id: 0, length: 65_536 };
+        let mode = v1::NamespaceMode::Pod.into();
+        let users = v1::UserNamespace { mode, uids: vec![mapping], gids: vec![mapping] };
+        let options = Some(v1::NamespaceOption { userns_options: Some(users), ..Default::default() });
+        pod.linux.get_or_insert_default().security_context = Some(v1::LinuxSandboxSecurityContext {
+            namespace_options: options.clone(),
+            ..Default::default()
+        });
+        container.linux.get_or_insert_default().security_context =
+            Some(v1::LinuxContainerSecurityContext { namespace_options: options, ..Default::default() });
+    };
+    let map = "read inside outside count < /proc/self/uid_map; echo $inside $outside $count";
+    let pod = runtime.pod(IMAGE, &["sh", "-c", &format!("{map}; exec sleep 1000")], users).await?;
+    eventually_async("its users to be told", async || {
+        if pod.log() == "0 200000 65536\n" { Ok(()) } else { Err(pod.log()) }
+    })
+    .await;
+    let answer = runtime.exec(&pod, &["sh", "-c", map]).await?;
+    assert_eq!(answer.stdout, b"0 200000 65536\n");
+    runtime.remove(&pod).await?;
+
     // Memory of its own, of which it takes too much.
     let small = |_: &mut v1::PodSandboxConfig, container: &mut v1::ContainerConfig| {
         let resources = v1::LinuxContainerResources { memory_limit_in_bytes: 16 << 20, ..Default::default() };

@@ -6,13 +6,13 @@ use crate::{
     overlay, seccomp,
     spec::{ContainerSpec, Mount, Propagation, Resources, Seccomp},
     state::{self, Dir},
-    users::UserNamespace,
+    users::{IdMapping, UserNamespace},
     wire::Laid,
 };
 use oci_spec::runtime::{
-    Linux, LinuxCpu, LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, LinuxHugepageLimit, LinuxMemory,
-    LinuxNamespace, LinuxNamespaceType, LinuxPids, LinuxResources, Mount as OciMount, Process, Root, Spec,
-    User, get_default_maskedpaths, get_default_readonly_paths,
+    Linux, LinuxCpu, LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, LinuxHugepageLimit, LinuxIdMapping,
+    LinuxIdMappingBuilder, LinuxMemory, LinuxNamespace, LinuxNamespaceType, LinuxPids, LinuxResources,
+    Mount as OciMount, Process, Root, Spec, User, get_default_maskedpaths, get_default_readonly_paths,
 };
 use std::{
     fs,
@@ -82,6 +82,12 @@ pub(crate) fn build(spec: &ContainerSpec, group: &str, dir: &Dir) -> Result<(Spe
         .set_masked_paths(Some(paths(spec, &spec.masked_paths, get_default_maskedpaths)))
         .set_readonly_paths(Some(paths(spec, &spec.readonly_paths, get_default_readonly_paths)));
 
+    // runc before 1.2 wants the maps of a namespace told even where it joins one.
+    if let Some(user) = spec.namespaces.user.as_ref().filter(|_| spec.runtime.is_some()) {
+        linux.set_uid_mappings(Some(maps(&user.mappings.uids)));
+        linux.set_gid_mappings(Some(maps(&user.mappings.gids)));
+    }
+
     let mut oci = Spec::default();
     // What is here is of no later one, and crun of Debian 12 knows none.
     oci.set_version("1.0.2".to_owned())
@@ -93,6 +99,14 @@ pub(crate) fn build(spec: &ContainerSpec, group: &str, dir: &Dir) -> Result<(Spe
         .set_annotations(None)
         .set_linux(Some(linux));
     Ok((oci, laid))
+}
+
+fn maps(mappings: &[IdMapping]) -> Vec<LinuxIdMapping> {
+    let map = |mapping: &IdMapping| {
+        let map = LinuxIdMappingBuilder::default().container_id(mapping.inside).host_id(mapping.outside);
+        map.size(mapping.length).build().expect("every field of it has a value")
+    };
+    mappings.iter().map(map).collect()
 }
 
 /// The host's numbers of the container's user and group.

@@ -56,8 +56,7 @@ pub(crate) fn prepare(plan: &Plan, dir: &Dir) -> io::Result<()> {
         Rootfs::Overlay { lower, .. } => Source::Layers(Lower::find(lower, users.as_ref())?, Path::new("")),
     };
     if users.is_some() {
-        let flags = MountFlags::NOSUID | MountFlags::NODEV;
-        mount("tmpfs", STAGE, "tmpfs", flags, Some(c"mode=755"))?;
+        raise_stage()?;
     }
     for (nth, source) in sources.into_iter().enumerate() {
         source.put(&laid(dir, users.is_some(), nth))?;
@@ -69,6 +68,19 @@ pub(crate) fn prepare(plan: &Plan, dir: &Dir) -> io::Result<()> {
         }
         (_, rootfs) => rootfs.put(&root),
     }
+}
+
+/// Leaves the host's mount namespace for one in which a container's root has a place on the stage, though it is not there.
+pub(crate) fn pretend(dir: &Dir) -> io::Result<()> {
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)?;
+    mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)?;
+    raise_stage()?;
+    fs::create_dir_all(root(dir, true))
+}
+
+fn raise_stage() -> io::Result<()> {
+    let flags = MountFlags::NOSUID | MountFlags::NODEV;
+    Ok(mount("tmpfs", STAGE, "tmpfs", flags, Some(c"mode=755"))?)
 }
 
 /// What is laid out.

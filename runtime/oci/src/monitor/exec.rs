@@ -5,6 +5,7 @@ use super::{
     create::{self, Stdio, chain},
 };
 use crate::{
+    overlay,
     state::Dir,
     sys,
     wire::{ExecStreams, Plan},
@@ -163,6 +164,10 @@ fn start(
     };
     if let Some(binary) = create::binary(plan, &dir) {
         describe(&process)?;
+        if plan.user.is_some() {
+            // runc begins in the root that it was told at the creation.
+            overlay::pretend(&dir).map_err(|cause| format!("stage: {cause}"))?;
+        }
         let made = binary.exec(&file, stdio, console);
         let _ = fs::remove_file(&file);
         return made;
