@@ -8,6 +8,7 @@
 //! - `spec` turns CRI's configs into what a runtime is told, one function per runtime;
 //! - two tasks take the ends of containers, from the wasm host and from the OCI monitors, write them down and
 //!   publish them as CRI events;
+//! - `recover` settles what an earlier shim wrote down with what runs;
 //! - `streaming` serves the streams that CRI promises by URL.
 
 mod cni;
@@ -22,6 +23,7 @@ mod info;
 mod lists;
 mod metrics;
 mod record;
+mod recover;
 mod sandboxes;
 mod service;
 mod shim;

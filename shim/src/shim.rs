@@ -1,4 +1,4 @@
-//! What every part of the shim shares, how it is found again after a restart, and the ends of containers.
+//! What every part of the shim shares, and the ends of containers.
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
@@ -10,12 +10,11 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use wharf_cri::v1::{self, ContainerEventType, ContainerState, PodSandboxState};
 use wharf_image::{Images, Lease};
-use wharf_oci::{Oci, Status};
+use wharf_oci::Oci;
 use wharf_sandbox::{Network, Range};
-use wharf_wasm::{Host, State};
+use wharf_wasm::Host;
 
 use crate::Config;
-use crate::containers::remove_dir;
 use crate::error::{Error, chain};
 use crate::events::Events;
 use crate::handlers::Handlers;
@@ -81,8 +80,8 @@ pub struct Shim {
     configuring: tokio::sync::Mutex<()>,
     sandboxes: Mutex<HashMap<String, Arc<record::Sandbox>>>,
     containers: Mutex<HashMap<String, Arc<Container>>>,
-    sandbox_files: Files<record::Sandbox>,
-    container_files: Files<record::Container>,
+    pub sandbox_files: Files<record::Sandbox>,
+    pub container_files: Files<record::Container>,
 }
 
 impl Shim {
@@ -129,101 +128,6 @@ impl Shim {
         Ok(shim)
     }
 
-    async fn recover(
-        self: &Arc<Self>,
-        oci_events: wharf_oci::Events,
-        stop: CancellationToken,
-    ) -> Result<(), Error> {
-        let start = |what: &str| {
-            let what = what.to_owned();
-            move |cause| Error::Start { what, cause }
-        };
-        for record in self.sandbox_files.load().map_err(start("read the sandbox records"))? {
-            self.sandboxes().insert(record.id.clone(), Arc::new(record));
-        }
-        for record in self.container_files.load().map_err(start("read the container records"))? {
-            let leases = self.leases(&record);
-            self.containers().insert(record.id.clone(), Arc::new(Container::new(record, leases)));
-        }
-        self.images.collect().await?;
-        self.settle_oci().await?;
-        self.settle_sandboxes().await?;
-        if self.config.with_cni {
-            self.start_wasm(None).await?;
-        }
-        let told = std::fs::read_to_string(self.range_file()).ok().map(|range| range.parse()).transpose()?;
-        if let Some(range) = self.config.pod_range.or(told) {
-            self.set_range(range).await?;
-        }
-        tokio::spawn(self.clone().take_oci_ends(oci_events, stop));
-        Ok(())
-    }
-
-    /// Compares the records of OCI containers with what runs: what is not there any more has ended.
-    async fn settle_oci(&self) -> Result<(), Error> {
-        let found = self.oci.list().into_iter().map(|(id, status)| {
-            let found = match status {
-                Status::Creating | Status::Created { .. } => Found::Created,
-                Status::Running { started_at, .. } => Found::Running(parsed(&started_at)),
-                Status::Exited(exit) => Found::Exited(exit.into()),
-            };
-            (id, found)
-        });
-        for id in self.settle(false, found.collect())? {
-            tracing::warn!(container = id, "removing a container that no record names");
-            self.oci.remove(&id).await?;
-        }
-        for entry in std::fs::read_dir(self.containers_dir()).into_iter().flatten().flatten() {
-            if !entry.file_name().to_str().is_some_and(|id| self.containers().contains_key(id)) {
-                remove_dir(&entry.path())?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Compares the records of one runtime's containers with what it has; the ids that no record names.
-    fn settle(&self, wasm: bool, mut found: HashMap<String, Found>) -> Result<Vec<String>, Error> {
-        let known = self.containers().clone(); // not in the loop's head, which would hold the lock
-        for (id, container) in known.into_iter().filter(|(_, container)| container.with(|c| c.wasm == wasm)) {
-            match found.remove(&id) {
-                None => self.ended(&id, Ending::lost()),
-                // A shim was told, and died before it had written it down.
-                Some(Found::Exited(ending)) => self.ended(&id, ending),
-                Some(Found::Running(since)) => self.started(&container, since)?,
-                Some(Found::Created) => {}
-            }
-        }
-        Ok(found.into_keys().collect())
-    }
-
-    /// Undoes sandboxes in whose making or unmaking a shim was killed. Their records stay: who asked for them removes them.
-    async fn settle_sandboxes(&self) -> Result<(), Error> {
-        let is_half = |sandbox: &&Arc<record::Sandbox>| {
-            sandbox.state() == PodSandboxState::SandboxNotready && self.containers_of(&sandbox.id).is_empty()
-        };
-        let all: Vec<_> = self.sandboxes().values().cloned().collect();
-        let half: Vec<_> = all.iter().filter(is_half).collect();
-        for sandbox in &half {
-            self.unmake(sandbox).await?;
-            let mut record = record::Sandbox::clone(sandbox);
-            record.disconnect();
-            self.save_sandbox(record)?;
-        }
-        for pause in self.oci.pauses() {
-            if !self.sandboxes().contains_key(&pause.id) {
-                tracing::warn!(sandbox = pause.id, "removing a sandbox that no record names");
-                self.oci.remove_pause(&pause.id).await?;
-            }
-        }
-        if half.is_empty() {
-            return Ok(());
-        }
-        // Ports may lead to an address that no record has yet.
-        let known: Vec<Ipv4Addr> =
-            self.sandboxes().values().filter_map(|sandbox| sandbox.address.parse().ok()).collect();
-        Ok(self.network.unpublish(|address| !known.contains(&address)).await?)
-    }
-
     /// Of the images whose files a container uses.
     pub fn leases(&self, record: &record::Container) -> Vec<Lease> {
         let mounted = record.config().mounts.iter().filter_map(|mount| mount.image.as_ref());
@@ -231,7 +135,7 @@ impl Shim {
         ids.filter_map(|id| self.images.lease(&id.parse().ok()?)).collect()
     }
 
-    fn range_file(&self) -> PathBuf {
+    pub fn range_file(&self) -> PathBuf {
         self.config.root.join("pod-range")
     }
 
@@ -257,7 +161,7 @@ impl Shim {
     }
 
     /// Starts or finds the wasm host, in this namespace or in one that there is.
-    async fn start_wasm(self: &Arc<Self>, netns: Option<PathBuf>) -> Result<(), Error> {
+    pub async fn start_wasm(self: &Arc<Self>, netns: Option<PathBuf>) -> Result<(), Error> {
         let config = wharf_wasm::Config {
             netns,
             ..wharf_wasm::Config::new(self.config.state.join("wasm"), self.config.root.join("compiled"))
@@ -266,23 +170,6 @@ impl Shim {
         self.settle_wasm(&host).await?;
         tokio::spawn(self.clone().take_wasm_ends(events));
         let _ = self.wasm.set(host);
-        Ok(())
-    }
-
-    /// As [`Self::settle_oci`], for the wasm host.
-    async fn settle_wasm(&self, host: &Host) -> Result<(), Error> {
-        let found = host.list().await?.into_iter().map(|status| {
-            let found = match status.state {
-                State::Created => Found::Created,
-                State::Running { started_at } => Found::Running(nanos(started_at)),
-                State::Exited { exit, .. } => Found::Exited(exit.into()),
-            };
-            (status.id, found)
-        });
-        for id in self.settle(true, found.collect())? {
-            tracing::warn!(container = id, "removing a wasm container that no record names");
-            host.remove(&id).await?;
-        }
         Ok(())
     }
 
@@ -317,7 +204,7 @@ impl Shim {
         }
     }
 
-    async fn take_oci_ends(self: Arc<Self>, mut events: wharf_oci::Events, stop: CancellationToken) {
+    pub async fn take_oci_ends(self: Arc<Self>, mut events: wharf_oci::Events, stop: CancellationToken) {
         loop {
             let event = tokio::select! {
                 () = stop.cancelled() => return,
@@ -347,7 +234,7 @@ impl Shim {
     }
 
     /// Writes down that a container was started by a shim that died before it had done so. A repeat changes nothing.
-    fn started(&self, container: &Container, at: i64) -> Result<(), Error> {
+    pub fn started(&self, container: &Container, at: i64) -> Result<(), Error> {
         let changed = self.change(container, |record| {
             let is_news = record.state() == ContainerState::ContainerCreated;
             if is_news {
@@ -360,7 +247,7 @@ impl Shim {
     }
 
     /// Writes down that a container ended and tells everybody. A repeat changes nothing.
-    fn ended(&self, id: &str, ending: Ending) {
+    pub fn ended(&self, id: &str, ending: Ending) {
         let Some(container) = self.containers().get(id).cloned() else { return };
         let changed = self.change(&container, |record| {
             if record.state() == ContainerState::ContainerExited {
@@ -484,16 +371,8 @@ impl Shim {
     }
 }
 
-/// How a runtime has a container that it still knows.
-enum Found {
-    Created,
-    /// Since then, in nanoseconds since the epoch.
-    Running(i64),
-    Exited(Ending),
-}
-
 /// How a container ended.
-struct Ending {
+pub struct Ending {
     code: i32,
     reason: String,
     message: String,
@@ -503,7 +382,7 @@ struct Ending {
 
 impl Ending {
     /// Of a container that was gone when the shim looked again.
-    fn lost() -> Self {
+    pub fn lost() -> Self {
         let message = "its runtime was gone when the shim started again".to_owned();
         Self { code: KILLED, reason: "Error".to_owned(), message, at: now() }
     }
@@ -547,7 +426,7 @@ pub fn now() -> i64 {
 }
 
 /// Of RFC 3339.
-fn parsed(at: &str) -> i64 {
+pub fn parsed(at: &str) -> i64 {
     at.parse().map_or_else(|_| now(), nanos)
 }
 

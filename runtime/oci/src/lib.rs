@@ -22,6 +22,7 @@ mod bundle;
 mod capability;
 mod cgroup;
 mod details;
+mod end;
 mod error;
 mod exec;
 mod monitor;

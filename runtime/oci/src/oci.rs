@@ -3,6 +3,7 @@
 use crate::{
     bundle, cgroup,
     details::{self, Details},
+    end::{end_makers, remove_dir},
     error::{Error, at},
     overlay,
     pause::{Pause, PauseSpec, start_time},
@@ -14,14 +15,14 @@ use crate::{
 use std::{
     collections::HashMap,
     ffi::OsString,
-    fs, io,
+    fs,
     os::{
         fd::{AsFd, OwnedFd},
         unix::net::{UnixListener, UnixStream},
     },
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 use tokio::{
     io::{Interest, unix::AsyncFd},
@@ -29,7 +30,7 @@ use tokio::{
     time::timeout,
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tracing::{info, warn};
+use tracing::warn;
 use wharf_link::{Peer, Socket};
 
 /// Events that may wait for the shim: then the tasks that bring them wait.
@@ -385,7 +386,7 @@ impl std::fmt::Debug for Oci {
 
 impl Entry {
     /// A container that is over stays over, whatever an older answer says.
-    fn advance(&self, to: Status) {
+    pub fn advance(&self, to: Status) {
         self.status.send_if_modified(|status| {
             let fresh = !matches!(status, Status::Exited(_)) && *status != to;
             if fresh {
@@ -504,72 +505,6 @@ impl Inner {
         Ok((plan, listener))
     }
 
-    /// Waits for the end of a container's monitor, which is the end of the container, and tells.
-    pub fn follow(self: Arc<Self>, entry: Arc<Entry>, mut events: wharf_link::Events<Nothing>) {
-        tokio::spawn(async move {
-            tokio::select! {
-                () = self.stop.cancelled() => return,
-                () = async { while let Some(Ok(_)) = events.next().await {} } => {}
-            }
-            entry.set_link(None);
-            let exit = match blocking({
-                let entry = entry.clone();
-                move || conclude(&entry)
-            })
-            .await
-            {
-                Ok(exit) => exit,
-                Err(error) => {
-                    warn!(id = entry.meta.id, %error, "a container without a monitor could not be ended");
-                    Exit::orphaned()
-                }
-            };
-            self.report(&entry, exit).await;
-        });
-    }
-
-    pub async fn report(&self, entry: &Entry, exit: Exit) {
-        info!(id = entry.meta.id, code = exit.code, reason = exit.reason, "container exited");
-        entry.advance(Status::Exited(exit.clone()));
-        let event = Event::Exited { id: entry.meta.id.clone(), exit };
-        tokio::select! {
-            () = self.stop.cancelled() => {}
-            _ = self.events.send(event) => {}
-        }
-    }
-
-    /// Makes sure that the container is over.
-    async fn end(&self, entry: &Arc<Entry>) -> Result<(), Error> {
-        let mut status = entry.status.subscribe();
-        if matches!(*status.borrow(), Status::Exited(_)) {
-            return Ok(());
-        }
-        let killed = self.ask(entry, Request::Signal(libc::SIGKILL), ANSWER).await;
-        if killed.is_err() {
-            let group = entry.meta.cgroup.clone();
-            blocking(move || cgroup::kill(&group, &[]).map_err(at("empty cgroup", Path::new(&group))))
-                .await?;
-        }
-        let over = timeout(ANSWER, status.wait_for(|status| matches!(status, Status::Exited(_)))).await;
-        over.map(drop).map_err(|_| Error::Deadline { id: entry.meta.id.clone(), seconds: ANSWER.as_secs() })
-    }
-
-    /// Removes everything that was made for a container that is over.
-    pub async fn clean_up(self: &Arc<Self>, entry: &Arc<Entry>) -> Result<(), Error> {
-        entry.set_link(None);
-        let (inner, entry) = (self.clone(), entry.clone());
-        blocking(move || {
-            end_makers(&entry)?;
-            for owned in &entry.meta.owned {
-                remove_dir(owned)?;
-            }
-            let known = entry.dir.meta().exists(); // only then its parents were counted
-            remove_dir(&entry.dir.0)?;
-            if known { inner.parents.release(&entry.meta.cgroup) } else { Ok(()) }
-        })
-        .await
-    }
-
     async fn pause(self: &Arc<Self>, spec: PauseSpec) -> Result<Pause, Error> {
         let id = spec.id.clone();
         let mut retried = false;
@@ -634,47 +569,6 @@ fn open_process(pause: &Pause) -> Option<OwnedFd> {
 fn watch_process(process: OwnedFd) -> Option<AsyncFd<OwnedFd>> {
     // SAFETY: an OwnedFd is one open descriptor until it is dropped, and the AsyncFd owns it.
     unsafe { AsyncFd::register_with_interest(process, Interest::READABLE) }.ok()
-}
-
-/// Ends whatever runs in the container, and what its monitor left that was still making it: once none of that is there,
-/// nothing comes into the cgroup any more, and it is removed for good. Blocks for as long as that takes.
-fn end_makers(entry: &Entry) -> Result<(), Error> {
-    let (group, path) = (&entry.meta.cgroup, entry.dir.lock());
-    cgroup::remove(group)?;
-    let lock = match fs::File::open(&path) {
-        Ok(lock) => lock,
-        Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => return Ok(()), // no monitor had begun
-        Err(cause) => return Err(at("open", &path)(cause)),
-    };
-    let until = Instant::now() + ANSWER;
-    while rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
-        if Instant::now() > until {
-            return Err(Error::Deadline { id: entry.meta.id.clone(), seconds: ANSWER.as_secs() });
-        }
-        // They end by themselves, or in the cgroup once they are in it; the lock tells nobody when it is free.
-        std::thread::sleep(Duration::from_millis(1));
-        cgroup::remove(group)?;
-    }
-    cgroup::remove(group)
-}
-
-/// How a container ended whose monitor is gone. If the monitor left no word, the container is killed.
-pub(crate) fn conclude(entry: &Entry) -> Result<Exit, Error> {
-    if let Some(exit) = state::read(&entry.dir.exit()) {
-        return Ok(exit);
-    }
-    let group = &entry.meta.cgroup;
-    cgroup::kill(group, &[]).map_err(at("empty cgroup", Path::new(group)))?;
-    let exit = Exit::orphaned();
-    state::write(&entry.dir.exit(), &exit)?;
-    Ok(exit)
-}
-
-pub(crate) fn remove_dir(path: &Path) -> Result<(), Error> {
-    match fs::remove_dir_all(path) {
-        Err(cause) if cause.kind() != io::ErrorKind::NotFound => Err(at("remove", path)(cause)),
-        _ => Ok(()),
-    }
 }
 
 pub(crate) async fn blocking<T: Send + 'static>(

@@ -2,8 +2,9 @@
 
 use crate::{
     Error,
+    end::{conclude, remove_dir},
     error::at,
-    oci::{Entry, Inner, blocking, conclude, remove_dir},
+    oci::{Entry, Inner, blocking},
     pause::{Pause, start_time},
     state::{self, Dir, Meta, Status},
     wire::{Reply, Request},

@@ -2,7 +2,7 @@
 //!
 //! The runtime's side of the CNI specification, versions 0.1.0 to 1.1.0 (<https://www.cni.dev/docs/spec/>): the first
 //! configuration of a directory, its plugins one after the other, and the same backwards when the pod goes. `CHECK` and
-//! `GC` are not asked for, as kubelets ask for neither. No library in Rust has this side.
+//! `GC` are not asked for, as kubelets ask for neither.
 
 use std::ffi::OsString;
 use std::fs;
