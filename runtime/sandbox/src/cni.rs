@@ -414,5 +414,12 @@ mod tests {
         fs::set_permissions(&broken, fs::Permissions::from_mode(0o755)).unwrap();
         let failed = plugins.del(&list, &Pod::default(), "").await.map_err(why).unwrap_err();
         assert_eq!(failed, "the CNI plugin broken DEL failed: no more addresses");
+
+        // Asked whether it is ready, which plugins can be since 1.1.0.
+        for (version, ready) in [("1.0.0", true), ("1.1.0", false)] {
+            let list = json!({ "name": "n", "cniVersion": version, "type": "broken" });
+            fs::write(plugins.configurations.join("10-n.conf"), list.to_string()).unwrap();
+            assert_eq!(plugins.status().await.is_ok(), ready, "{version}");
+        }
     }
 }

@@ -107,10 +107,7 @@ const TARGETS: [&str; 2] = ["wasm32-wasip2", "wasm32-wasip1"];
 
 /// For building, and where `tests` is set for the tests.
 pub fn run(places: &Places, tests: bool) -> Result<()> {
-    packages(PACKAGES)?;
-    if tests {
-        packages(FOR_TESTS.iter().chain(PEERS))?;
-    }
+    packages(PACKAGES.iter().chain(FOR_TESTS.iter().chain(PEERS).filter(|_| tests)))?;
     targets(places)
 }
 
